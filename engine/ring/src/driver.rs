@@ -1,0 +1,64 @@
+//! The two rings behind one enum: one branch a submission, and nothing above
+//! this file knows which of them runs.
+
+use std::ptr::NonNull;
+
+use crate::op::{Operation, Ops, Verb};
+use crate::sim::SimPort;
+use crate::uring::{Uring, Window};
+
+pub(crate) enum Driver {
+    Uring(Box<Uring>),
+    Sim(SimPort),
+}
+
+impl Driver {
+    /// Takes an operation whose buffer, if any, is in the slab under `key`.
+    pub(crate) fn submit(&mut self, key: u32, operation: &Operation, ops: &Ops) {
+        let transfers = matches!(operation.verb, Verb::Read | Verb::Write);
+        match self {
+            Self::Uring(uring) => {
+                let window = transfers.then(|| {
+                    ops.with_window(key, |buf, window| Window {
+                        start: buf[window].as_ptr(),
+                        registered: buf.registered(),
+                    })
+                });
+                uring.push_operation(key, operation, window.as_ref());
+            }
+            Self::Sim(port) => {
+                let data = (operation.verb == Verb::Write)
+                    .then(|| ops.with_window(key, |buf, window| buf[window].to_vec()));
+                port.submit(key, operation, data);
+            }
+        }
+    }
+
+    /// Delivers what has completed. True if there was anything.
+    pub(crate) fn reap(&mut self, ops: &Ops) -> bool {
+        match self {
+            Self::Uring(uring) => uring.reap(|key, result| ops.complete(key, result, |_| {})),
+            Self::Sim(port) => port.reap(|key, result, data| {
+                ops.complete(key, result, |window| {
+                    let len = data.len();
+                    window[..len].copy_from_slice(data);
+                });
+            }),
+        }
+    }
+
+    /// Gives queued submissions to the kernel without waiting.
+    pub(crate) fn submit_queued(&mut self) {
+        match self {
+            Self::Uring(uring) => uring.submit(),
+            Self::Sim(_) => {}
+        }
+    }
+
+    pub(crate) fn register_buffer(&mut self, start: NonNull<u8>, len: usize) -> Option<u16> {
+        match self {
+            Self::Uring(uring) => uring.register_buffer(start, len),
+            Self::Sim(_) => None,
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! The kernel side of ringback.
+//!
+//! A *shard* is one pinned thread with its own ring, executor, timers and
+//! buffers; tasks never leave it. Everything above this crate asks a [`Shard`]
+//! for I/O, for time and for memory, and therefore cannot tell whether it runs
+//! on the kernel's io_uring or in the deterministic simulation of [`sim`].
+//!
+//! # Map
+//!
+//! | module | noun |
+//! | --- | --- |
+//! | [`shard`] | one thread's executor and ring, seen by the tasks on it |
+//! | [`shards`] | the set of all shards of a process: start, messages, stop |
+//! | `task` | task slab, ready queue, wakers |
+//! | `op` | one operation in flight, and who owns its buffer |
+//! | `driver` | the two rings, `uring` and `sim`, behind one enum |
+//! | [`file`] | an open file or block device and what it can do |
+//! | [`lock`] | image locks which QEMU understands |
+//! | [`buffer`] | aligned, registered memory |
+//! | [`wait_queue`] | tasks that wait for each other, on one shard or on several |
+//!
+//! # Unsafe
+//!
+//! Only `uring`, `buffer`, `task` and `device` may hold unsafe code.
+
+#![deny(unsafe_code)]
+
+pub mod buffer;
+mod device;
+mod driver;
+pub mod file;
+pub mod lock;
+mod mailbox;
+mod op;
+pub mod probe;
+pub mod remote;
+pub mod shard;
+pub mod shards;
+pub mod sim;
+mod task;
+mod timer;
+mod uring;
+pub mod wait_queue;
+
+pub use buffer::Buf;
+pub use file::File;
+pub use nix::errno::Errno;
+pub use shard::Shard;
+pub use shards::Shards;
+pub use wait_queue::{LocalQueue, WaitQueue};
+
+/// What every I/O operation answers: a value, or the errno that a guest or a
+/// client would be told.
+pub type IoResult<T> = Result<T, Errno>;

@@ -1,0 +1,211 @@
+//! Image locks which QEMU and ringback respect in each other.
+//!
+//! Each permission has two bytes in the image file: one says that somebody
+//! holds it, one that somebody does not share it. Locks on them are shared ones
+//! of the open file description; a conflict is found by asking whether an
+//! exclusive lock on the opposite byte would be refused. (The byte numbers are
+//! QEMU's; they lie inside the file but lock no data.)
+
+use std::os::fd::BorrowedFd;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use crate::{Errno, IoResult};
+
+const HELD_BASE: i64 = 100;
+const UNSHARED_BASE: i64 = 200;
+
+/// What a user of an image does, or does not let others do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Permission {
+    /// Reads and expects what it reads to make sense.
+    ConsistentRead,
+    /// Writes.
+    Write,
+    /// Writes, but never changes what a reader sees.
+    WriteUnchanged,
+    /// Changes the size.
+    Resize,
+}
+
+impl Permission {
+    /// Every permission, by its byte number.
+    pub const ALL: [Self; 4] = [
+        Self::ConsistentRead,
+        Self::Write,
+        Self::WriteUnchanged,
+        Self::Resize,
+    ];
+
+    fn number(self) -> i64 {
+        self as i64
+    }
+
+    /// QEMU's word for it in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ConsistentRead => "consistent read",
+            Self::Write => "write",
+            Self::WriteUnchanged => "write unchanged",
+            Self::Resize => "resize",
+        }
+    }
+}
+
+/// Why an image could not be locked. The text is QEMU's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LockError {
+    /// Another process does not share what we want to do.
+    #[error("Failed to get \"{}\" lock", .0.name())]
+    NotShared(Permission),
+    /// Another process does what we do not want to share.
+    #[error("Failed to get shared \"{}\" lock", .0.name())]
+    InUse(Permission),
+    /// The lock call itself failed.
+    #[error("Failed to lock byte {}: {}", .0, .1.desc())]
+    System(i64, Errno),
+}
+
+/// Locks `file` for `held`, refusing others `unshared`. The locks last as long
+/// as the open file description.
+///
+/// # Errors
+///
+/// [`LockError`]; nothing stays locked then.
+pub fn lock(
+    file: BorrowedFd<'_>,
+    held: &[Permission],
+    unshared: &[Permission],
+) -> Result<(), LockError> {
+    // All locks first, then the tests: of two racing processes at least one
+    // sees the other.
+    let result = take(file, held, unshared).and_then(|()| test(file, held, unshared));
+    if result.is_err() {
+        unlock(file);
+    }
+    result
+}
+
+fn take(
+    file: BorrowedFd<'_>,
+    held: &[Permission],
+    unshared: &[Permission],
+) -> Result<(), LockError> {
+    let bytes = held
+        .iter()
+        .map(|permission| HELD_BASE + permission.number())
+        .chain(
+            unshared
+                .iter()
+                .map(|permission| UNSHARED_BASE + permission.number()),
+        );
+    for byte in bytes {
+        set(file, byte, libc::F_RDLCK).map_err(|errno| LockError::System(byte, errno))?;
+    }
+    Ok(())
+}
+
+fn test(
+    file: BorrowedFd<'_>,
+    held: &[Permission],
+    unshared: &[Permission],
+) -> Result<(), LockError> {
+    for &permission in held {
+        let byte = UNSHARED_BASE + permission.number();
+        if is_taken(file, byte).map_err(|errno| LockError::System(byte, errno))? {
+            return Err(LockError::NotShared(permission));
+        }
+    }
+    for &permission in unshared {
+        let byte = HELD_BASE + permission.number();
+        if is_taken(file, byte).map_err(|errno| LockError::System(byte, errno))? {
+            return Err(LockError::InUse(permission));
+        }
+    }
+    Ok(())
+}
+
+fn unlock(file: BorrowedFd<'_>) {
+    for permission in Permission::ALL {
+        for base in [HELD_BASE, UNSHARED_BASE] {
+            // Unlocking what is not locked is no error, and there is nothing
+            // to do about any other.
+            let _ = set(file, base + permission.number(), libc::F_UNLCK);
+        }
+    }
+}
+
+fn range(byte: i64, kind: i32) -> libc::flock {
+    libc::flock {
+        l_type: i16::try_from(kind).expect("lock types are small numbers"),
+        l_whence: i16::try_from(libc::SEEK_SET).expect("a small number"),
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
+fn set(file: BorrowedFd<'_>, byte: i64, kind: i32) -> IoResult<()> {
+    fcntl(file, FcntlArg::F_OFD_SETLK(&range(byte, kind))).map(drop)
+}
+
+/// Whether another open file description has a lock on the byte.
+fn is_taken(file: BorrowedFd<'_>, byte: i64) -> IoResult<bool> {
+    let mut answer = range(byte, libc::F_WRLCK);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut answer))?;
+    Ok(i32::from(answer.l_type) != libc::F_UNLCK)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    fn open(path: &std::path::Path) -> std::fs::File {
+        std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .expect("open")
+    }
+
+    #[test]
+    fn two_writers_that_share_coexist() {
+        let image = tempfile::NamedTempFile::new().expect("a file");
+        let (a, b) = (open(image.path()), open(image.path()));
+        let held = [Permission::ConsistentRead, Permission::Write];
+        lock(a.as_fd(), &held, &[Permission::Resize]).expect("the first");
+        lock(b.as_fd(), &held, &[Permission::Resize]).expect("the second");
+    }
+
+    #[test]
+    fn conflicts_are_named_and_leave_no_lock() {
+        let image = tempfile::NamedTempFile::new().expect("a file");
+        let (a, b, c) = (open(image.path()), open(image.path()), open(image.path()));
+        lock(a.as_fd(), &[Permission::Write], &[]).expect("the writer");
+        let refused = lock(
+            b.as_fd(),
+            &[Permission::ConsistentRead],
+            &[Permission::Write],
+        );
+        assert_eq!(refused, Err(LockError::InUse(Permission::Write)));
+        // `b` holds nothing: a second sharing writer gets in.
+        lock(c.as_fd(), &[Permission::Write], &[]).expect("another writer");
+        drop((a, c));
+        lock(
+            b.as_fd(),
+            &[Permission::ConsistentRead],
+            &[Permission::Write],
+        )
+        .expect("alone now");
+        let d = open(image.path());
+        let refused = lock(d.as_fd(), &[Permission::Write], &[]);
+        assert_eq!(refused, Err(LockError::NotShared(Permission::Write)));
+        assert_eq!(
+            refused.expect_err("refused").to_string(),
+            "Failed to get \"write\" lock"
+        );
+    }
+}
