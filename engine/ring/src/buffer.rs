@@ -194,6 +194,20 @@ impl Arena {
         taken.expect("the wait ends when there is a buffer")
     }
 
+    /// A buffer at once, beyond the limit if need be: for who already holds a
+    /// buffer and would otherwise wait for those who wait for it. What is
+    /// beyond the limit is bounded by the requests in flight, and freed with
+    /// its buffer.
+    ///
+    /// # Panics
+    ///
+    /// If the system has no memory left.
+    pub fn take_now(&self, len: usize) -> Buf {
+        self.try_take(len)
+            .or_else(|| self.take_alone(len))
+            .expect("the system has memory for a request in flight")
+    }
+
     /// A buffer if there is memory for it now.
     pub fn try_take(&self, len: usize) -> Option<Buf> {
         assert!(len > 0, "a buffer holds at least one byte");
@@ -262,6 +276,12 @@ impl Arena {
         if inner.bytes.get() > 0 && inner.bytes.get() + capacity > inner.limit {
             return None;
         }
+        self.take_alone(len)
+    }
+
+    fn take_alone(&self, len: usize) -> Option<Buf> {
+        let inner = &self.inner;
+        let capacity = len.checked_next_multiple_of(BUFFER_ALIGNMENT)?;
         let memory = Memory::zeroed(capacity)?;
         inner.bytes.set(inner.bytes.get() + capacity);
         let start = memory.start;
@@ -428,6 +448,11 @@ mod tests {
     fn larger_than_a_slab_is_granted_alone() {
         let arena = Arena::new(SLAB_BYTES);
         let large = arena.try_take(3 * SLAB_BYTES).expect("nothing else is out");
+        assert_eq!(
+            arena.take_now(5000).len(),
+            5000,
+            "nested requests never wait"
+        );
         assert_eq!(large.len(), 3 * SLAB_BYTES);
         assert!(arena.try_take(1).is_none());
         drop(large);

@@ -18,13 +18,13 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::libc;
 
 use crate::buffer::{Arena, Buf};
 use crate::device;
-use crate::lock::{self, LockError, Permission};
+use crate::lock::{self, LockError, Locks};
 use crate::op::{self, Operation, Verb};
 use crate::shard::Shard;
 use crate::shards::{Shards, Slot};
@@ -135,6 +135,7 @@ struct Inner {
     geometry: Geometry,
     path: PathBuf,
     set: Shards,
+    locks: Mutex<Locks>,
 }
 
 /// A handle to an open file; clones share it.
@@ -179,6 +180,7 @@ impl File {
             geometry,
             path,
             set,
+            locks: Mutex::default(),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -192,6 +194,7 @@ impl File {
             geometry,
             path: path.to_owned(),
             set: shard.set().clone(),
+            locks: Mutex::default(),
         };
         Self {
             inner: Arc::new(inner),
@@ -208,16 +211,25 @@ impl File {
         &self.inner.path
     }
 
-    /// Takes QEMU's image locks. Nothing to do in the simulation.
+    /// Changes QEMU's image locks on the file to exactly these. Nothing to do in
+    /// the simulation.
     ///
     /// # Errors
     ///
-    /// [`LockError`] if another process uses the image in a way that conflicts.
-    pub fn lock(&self, held: &[Permission], unshared: &[Permission]) -> Result<(), LockError> {
-        match &self.inner.backing {
-            Backing::Host(host) => lock::lock(host.fd.as_fd(), held, unshared),
-            Backing::Sim => Ok(()),
-        }
+    /// [`LockError`] if another process uses the image in a way that conflicts;
+    /// the locks are as they were then.
+    pub fn lock(&self, wanted: &Locks) -> Result<(), LockError> {
+        let Backing::Host(host) = &self.inner.backing else {
+            return Ok(());
+        };
+        let mut current = self
+            .inner
+            .locks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        lock::change(host.fd.as_fd(), &current, wanted)?;
+        *current = wanted.clone();
+        Ok(())
     }
 
     /// Reads into a window of the buffer. Answers the bytes read: fewer than

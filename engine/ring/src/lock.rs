@@ -6,6 +6,7 @@
 //! exclusive lock on the opposite byte would be refused. (The byte numbers are
 //! QEMU's; they lie inside the file but lock no data.)
 
+use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -67,73 +68,73 @@ pub enum LockError {
     System(i64, Errno),
 }
 
-/// Locks `file` for `held`, refusing others `unshared`. The locks last as long
-/// as the open file description.
+/// What is locked on one open file description.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Locks {
+    /// What we do.
+    pub held: Vec<Permission>,
+    /// What others must not do.
+    pub unshared: Vec<Permission>,
+}
+
+impl Locks {
+    fn bytes(&self) -> BTreeSet<i64> {
+        let held = self
+            .held
+            .iter()
+            .map(|permission| HELD_BASE + permission.number());
+        let unshared = self
+            .unshared
+            .iter()
+            .map(|permission| UNSHARED_BASE + permission.number());
+        held.chain(unshared).collect()
+    }
+}
+
+/// Changes the locks of a file from one set to another. They last as long as
+/// the open file description.
 ///
 /// # Errors
 ///
-/// [`LockError`]; nothing stays locked then.
-pub fn lock(
-    file: BorrowedFd<'_>,
-    held: &[Permission],
-    unshared: &[Permission],
-) -> Result<(), LockError> {
-    // All locks first, then the tests: of two racing processes at least one
-    // sees the other.
-    let result = take(file, held, unshared).and_then(|()| test(file, held, unshared));
-    if result.is_err() {
-        unlock(file);
+/// [`LockError`]; the old locks are in force then.
+pub fn change(file: BorrowedFd<'_>, old: &Locks, new: &Locks) -> Result<(), LockError> {
+    let (old_bytes, new_bytes) = (old.bytes(), new.bytes());
+    // All new locks first, then the tests: of two racing processes at least
+    // one sees the other.
+    let result = take(file, &new_bytes - &old_bytes).and_then(|()| test(file, new));
+    let surplus = match result {
+        Ok(()) => &old_bytes - &new_bytes,
+        Err(_) => &new_bytes - &old_bytes,
+    };
+    for byte in surplus {
+        // Unlocking what is not locked is no error, and there is nothing to do
+        // about any other.
+        let _ = set(file, byte, libc::F_UNLCK);
     }
     result
 }
 
-fn take(
-    file: BorrowedFd<'_>,
-    held: &[Permission],
-    unshared: &[Permission],
-) -> Result<(), LockError> {
-    let bytes = held
-        .iter()
-        .map(|permission| HELD_BASE + permission.number())
-        .chain(
-            unshared
-                .iter()
-                .map(|permission| UNSHARED_BASE + permission.number()),
-        );
+fn take(file: BorrowedFd<'_>, bytes: BTreeSet<i64>) -> Result<(), LockError> {
     for byte in bytes {
         set(file, byte, libc::F_RDLCK).map_err(|errno| LockError::System(byte, errno))?;
     }
     Ok(())
 }
 
-fn test(
-    file: BorrowedFd<'_>,
-    held: &[Permission],
-    unshared: &[Permission],
-) -> Result<(), LockError> {
-    for &permission in held {
+fn test(file: BorrowedFd<'_>, locks: &Locks) -> Result<(), LockError> {
+    for &permission in &locks.held {
         let byte = UNSHARED_BASE + permission.number();
         if is_taken(file, byte).map_err(|errno| LockError::System(byte, errno))? {
             return Err(LockError::NotShared(permission));
         }
     }
-    for &permission in unshared {
+    for &permission in &locks.unshared {
         let byte = HELD_BASE + permission.number();
         if is_taken(file, byte).map_err(|errno| LockError::System(byte, errno))? {
             return Err(LockError::InUse(permission));
         }
     }
     Ok(())
-}
-
-fn unlock(file: BorrowedFd<'_>) {
-    for permission in Permission::ALL {
-        for base in [HELD_BASE, UNSHARED_BASE] {
-            // Unlocking what is not locked is no error, and there is nothing
-            // to do about any other.
-            let _ = set(file, base + permission.number(), libc::F_UNLCK);
-        }
-    }
 }
 
 fn range(byte: i64, kind: i32) -> libc::flock {
@@ -171,41 +172,72 @@ mod tests {
             .expect("open")
     }
 
+    fn lock(
+        file: &std::fs::File,
+        held: &[Permission],
+        unshared: &[Permission],
+    ) -> Result<(), LockError> {
+        let new = Locks {
+            held: held.to_vec(),
+            unshared: unshared.to_vec(),
+        };
+        change(file.as_fd(), &Locks::default(), &new)
+    }
+
     #[test]
     fn two_writers_that_share_coexist() {
         let image = tempfile::NamedTempFile::new().expect("a file");
         let (a, b) = (open(image.path()), open(image.path()));
         let held = [Permission::ConsistentRead, Permission::Write];
-        lock(a.as_fd(), &held, &[Permission::Resize]).expect("the first");
-        lock(b.as_fd(), &held, &[Permission::Resize]).expect("the second");
+        lock(&a, &held, &[Permission::Resize]).expect("the first");
+        lock(&b, &held, &[Permission::Resize]).expect("the second");
     }
 
     #[test]
     fn conflicts_are_named_and_leave_no_lock() {
         let image = tempfile::NamedTempFile::new().expect("a file");
         let (a, b, c) = (open(image.path()), open(image.path()), open(image.path()));
-        lock(a.as_fd(), &[Permission::Write], &[]).expect("the writer");
-        let refused = lock(
-            b.as_fd(),
-            &[Permission::ConsistentRead],
-            &[Permission::Write],
-        );
+        lock(&a, &[Permission::Write], &[]).expect("the writer");
+        let refused = lock(&b, &[Permission::ConsistentRead], &[Permission::Write]);
         assert_eq!(refused, Err(LockError::InUse(Permission::Write)));
         // `b` holds nothing: a second sharing writer gets in.
-        lock(c.as_fd(), &[Permission::Write], &[]).expect("another writer");
+        lock(&c, &[Permission::Write], &[]).expect("another writer");
         drop((a, c));
-        lock(
-            b.as_fd(),
-            &[Permission::ConsistentRead],
-            &[Permission::Write],
-        )
-        .expect("alone now");
+        lock(&b, &[Permission::ConsistentRead], &[Permission::Write]).expect("alone now");
         let d = open(image.path());
-        let refused = lock(d.as_fd(), &[Permission::Write], &[]);
+        let refused = lock(&d, &[Permission::Write], &[]);
         assert_eq!(refused, Err(LockError::NotShared(Permission::Write)));
         assert_eq!(
             refused.expect_err("refused").to_string(),
             "Failed to get \"write\" lock"
+        );
+    }
+
+    #[test]
+    fn a_refused_change_keeps_the_old_locks_and_a_granted_one_drops_them() {
+        let image = tempfile::NamedTempFile::new().expect("a file");
+        let (a, b) = (open(image.path()), open(image.path()));
+        let reader = Locks {
+            held: vec![Permission::ConsistentRead],
+            unshared: vec![],
+        };
+        let writer = Locks {
+            held: vec![Permission::Write],
+            unshared: vec![],
+        };
+        let alone = Locks {
+            held: vec![],
+            unshared: vec![Permission::Write],
+        };
+        change(a.as_fd(), &Locks::default(), &reader).expect("a reader");
+        lock(&b, &[Permission::Write], &[]).expect("a writer");
+        change(a.as_fd(), &reader, &alone).expect_err("there is a writer");
+        assert_eq!(is_taken(b.as_fd(), HELD_BASE), Ok(true), "still a reader");
+        change(a.as_fd(), &reader, &writer).expect("they share");
+        assert_eq!(
+            is_taken(b.as_fd(), HELD_BASE),
+            Ok(false),
+            "no longer a reader"
         );
     }
 }

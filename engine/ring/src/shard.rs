@@ -18,6 +18,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::rc::Rc;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::Poll;
 
@@ -29,7 +30,7 @@ use crate::probe::Features;
 use crate::shards::Shards;
 use crate::task::{TaskId, Tasks};
 use crate::timer::Timers;
-use crate::wait_queue::LocalQueue;
+use crate::wait_queue::{LocalQueue, WaitQueue};
 
 /// Tasks polled in one turn before completions are looked at again.
 const TURN_BUDGET: usize = 256;
@@ -195,6 +196,11 @@ impl Shard {
         self.inner.arena.take(len).await
     }
 
+    /// A buffer at once: for who holds one already (see [`Arena::take_now`]).
+    pub fn buffer_now(&self, len: usize) -> Buf {
+        self.inner.arena.take_now(len)
+    }
+
     /// Nanoseconds since some fixed instant; never goes back.
     pub fn now_ns(&self) -> u64 {
         match &*self.inner.driver.borrow() {
@@ -218,6 +224,54 @@ impl Shard {
             Poll::Pending
         })
         .await;
+    }
+
+    /// Waits until `ready` says so, asked again after each wake-up of one of
+    /// the queues, or until a deadline. False: the deadline came first.
+    pub async fn wait(
+        &self,
+        queues: &[&WaitQueue],
+        deadline_ns: Option<u64>,
+        mut ready: impl FnMut() -> bool,
+    ) -> bool {
+        let mut timer_set = false;
+        std::future::poll_fn(|cx| {
+            queues
+                .iter()
+                .for_each(|queue| queue.push(cx.waker().clone()));
+            // The wakers first, then the look: see WaitQueue's Order.
+            fence(Ordering::SeqCst);
+            if ready() {
+                return Poll::Ready(true);
+            }
+            let Some(deadline_ns) = deadline_ns else {
+                return Poll::Pending;
+            };
+            if self.now_ns() >= deadline_ns {
+                return Poll::Ready(false);
+            }
+            if !timer_set {
+                timer_set = true;
+                self.inner.timers.set(deadline_ns, cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// A task's result, or None if the deadline comes first; the task then runs
+    /// on alone.
+    pub async fn join_until<T>(&self, task: Task<T>, deadline_ns: Option<u64>) -> Option<T> {
+        let Some(deadline_ns) = deadline_ns else {
+            return Some(task.join().await);
+        };
+        let mut join = std::pin::pin!(task.join());
+        let mut sleep = std::pin::pin!(self.sleep_until(deadline_ns));
+        std::future::poll_fn(|cx| match join.as_mut().poll(cx) {
+            Poll::Ready(value) => Poll::Ready(Some(value)),
+            Poll::Pending => sleep.as_mut().poll(cx).map(|()| None),
+        })
+        .await
     }
 
     /// Sleeps for a duration.

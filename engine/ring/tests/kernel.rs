@@ -251,7 +251,7 @@ fn holes_and_discards_are_seen_by_seek() {
 
 #[test]
 fn closing_a_file_gives_its_locks_back() {
-    use ringback_ring::lock::Permission;
+    use ringback_ring::lock::{Locks, Permission};
     let image = image(1 << 20);
     let shards = start(2, &[]);
     let path = image.path().to_owned();
@@ -261,11 +261,15 @@ fn closing_a_file_gives_its_locks_back() {
                 .await
                 .expect("open");
             // A lock that nobody else may have at the same time.
-            let mut locked = file.lock(&[Permission::Write], &[Permission::Write]);
+            let alone = Locks {
+                held: vec![Permission::Write],
+                unshared: vec![Permission::Write],
+            };
+            let mut locked = file.lock(&alone);
             while locked.is_err() {
                 // The last round's slots are being emptied on the other shard.
                 shard.sleep_ns(100_000).await;
-                locked = file.lock(&[Permission::Write], &[Permission::Write]);
+                locked = file.lock(&alone);
             }
             drop(file);
         }

@@ -23,9 +23,12 @@ use crate::shards::Shards;
 /// At most this many tasks are polled before another shard may go on.
 const TURN_TASKS_MAX: usize = 4;
 
+/// No run takes longer, in simulated time.
+const LIMIT_NS: u64 = 10_000_000_000;
+
 /// A run whose tasks all wait for something that will never come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the simulation stalled: tasks wait, and nothing is under way")]
+#[error("the simulation stalled: tasks wait for something that does not come")]
 pub struct Stalled;
 
 /// A simulated machine and the shards that run on it.
@@ -76,13 +79,15 @@ impl Sim {
     ///
     /// # Errors
     ///
-    /// [`Stalled`] if nothing can go on before that.
+    /// [`Stalled`] if nothing can go on before that, or if the simulated clock
+    /// has run for ten seconds: tasks that only wait for timers go on for ever.
     pub fn run<T>(&mut self, answer: &Answer<T>) -> Result<T, Stalled> {
+        let limit_ns = self.world.now_ns().saturating_add(LIMIT_NS);
         loop {
             if let Some(result) = answer.try_take() {
                 return result.map_err(|_| Stalled);
             }
-            if !self.step() {
+            if self.world.now_ns() > limit_ns || !self.step() {
                 return Err(Stalled);
             }
         }

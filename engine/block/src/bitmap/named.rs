@@ -1,0 +1,440 @@
+//! The named dirty bitmaps of one node, and their life cycle.
+//!
+//! Plain data with one owner, the control task: no locks, no atomics. Shards hold the
+//! [`DirtyBitmap`]s that [`NodeBitmaps::recorders`] gave out and never come here.
+//!
+//! # Invariants
+//!
+//! - Names are unique on the node. An entry without a name is the successor of a frozen one.
+//! - A frozen bitmap is busy and takes no marks; its successor does, if it did before (B3).
+//! - A command that is refused has changed nothing.
+//!
+//! # Drain
+//!
+//! What changes the answer of `recorders` (add, insert, remove, enable, disable, freeze,
+//! abdicate, reclaim, replace, resize) reaches the shards only with a new data path. The
+//! caller drains the node first, calls, builds the path anew, and resumes. Without the drain a
+//! write in flight could mark a bitmap that no longer counts, and be missing from the backup.
+//!
+//! # What it does not do
+//!
+//! It stores nothing: `persistent` is a flag that the image format acts on, and whether an
+//! image can store bitmaps is asked before [`NodeBitmaps::add`]. Messages about nodes are made
+//! by who looks nodes up.
+
+use std::sync::Arc;
+
+use super::dirty::check_granularity;
+use super::entry::Use;
+use super::{BitmapError, BitmapFlags, BitmapInfo, DirtyBitmap, NamedBitmap};
+
+/// Longest name, in bytes.
+const NAME_LEN_MAX: usize = 1023;
+/// Control path work is counted on the first shard's counter: it is rare.
+const SHARD: usize = 0;
+
+/// Where a merge takes its bits from.
+#[derive(Debug, Clone, Copy)]
+pub enum MergeSource<'a> {
+    /// A bitmap of the same node, by name.
+    Local(&'a str),
+    /// A bitmap of another node.
+    External(&'a NamedBitmap),
+}
+
+/// The bitmaps of one node.
+#[derive(Debug)]
+pub struct NodeBitmaps {
+    /// Size of the node, in bytes.
+    size: u64,
+    /// Counters of each bitmap; fixed.
+    shards: usize,
+    /// Identity of the next entry; never given out twice.
+    id_next: u64,
+    /// Oldest first.
+    entries: Vec<NamedBitmap>,
+}
+
+impl NodeBitmaps {
+    /// No bitmaps, for a node of `size` bytes that `shards` shards serve.
+    #[must_use]
+    pub const fn new(size: u64, shards: usize) -> Self {
+        Self {
+            size,
+            shards,
+            id_next: 0,
+            entries: Vec::new(),
+        }
+    }
+
+    /// Adds a clean bitmap. It records unless `disabled`.
+    ///
+    /// # Errors
+    ///
+    /// A wrong name or granularity, a name that is taken, memory that is refused.
+    pub fn add(
+        &mut self,
+        name: &str,
+        granularity: u64,
+        disabled: bool,
+        persistent: bool,
+    ) -> Result<Arc<DirtyBitmap>, BitmapError> {
+        if name.is_empty() {
+            return Err(BitmapError::NameEmpty);
+        }
+        check_granularity(granularity)?;
+        self.check_name(name)?;
+        let bits = Arc::new(DirtyBitmap::new(self.size, granularity, self.shards)?);
+        let flags = BitmapFlags {
+            recording: !disabled,
+            persistent,
+            ..BitmapFlags::default()
+        };
+        self.push(Some(name.to_owned()), Arc::clone(&bits), flags);
+        Ok(bits)
+    }
+
+    /// Adds a bitmap that exists: one that was loaded from an image, or one that was removed
+    /// by a command that is being undone.
+    ///
+    /// # Errors
+    ///
+    /// A wrong name, a name that is taken, or bits of another size than the node.
+    pub fn insert(
+        &mut self,
+        name: &str,
+        bits: Arc<DirtyBitmap>,
+        flags: BitmapFlags,
+    ) -> Result<(), BitmapError> {
+        if name.is_empty() {
+            return Err(BitmapError::NameEmpty);
+        }
+        self.check_name(name)?;
+        self.check_size(&bits)?;
+        self.push(Some(name.to_owned()), bits, flags);
+        Ok(())
+    }
+
+    /// Takes a bitmap away; a persistent one has still to be removed from the image.
+    ///
+    /// # Errors
+    ///
+    /// No such bitmap, or one that is busy or read-only.
+    pub fn remove(&mut self, name: &str) -> Result<NamedBitmap, BitmapError> {
+        self.usable(name, Use::Remove)?;
+        let index = self.index(name)?;
+        Ok(self.entries.remove(index))
+    }
+
+    /// Lets writes mark the bitmap.
+    ///
+    /// # Errors
+    ///
+    /// No such bitmap, or one that is busy or inconsistent.
+    pub fn enable(&mut self, name: &str) -> Result<(), BitmapError> {
+        self.usable(name, Use::Read)?.flags.recording = true;
+        Ok(())
+    }
+
+    /// Lets writes pass the bitmap by.
+    ///
+    /// # Errors
+    ///
+    /// No such bitmap, or one that is busy or inconsistent.
+    pub fn disable(&mut self, name: &str) -> Result<(), BitmapError> {
+        self.usable(name, Use::Read)?.flags.recording = false;
+        Ok(())
+    }
+
+    /// Clears all bits, in place. To be able to undo it, use [`Self::replace`].
+    ///
+    /// # Errors
+    ///
+    /// No such bitmap, or one that is busy, read-only or inconsistent.
+    pub fn clear(&mut self, name: &str) -> Result<(), BitmapError> {
+        self.usable(name, Use::Change)?.bits.clear_all(SHARD);
+        Ok(())
+    }
+
+    /// Gives the bitmap other bits and hands back those that it had, so that a transaction can
+    /// put them back.
+    ///
+    /// # Errors
+    ///
+    /// No such bitmap, one that is busy, read-only or inconsistent, or bits of another size.
+    pub fn replace(
+        &mut self,
+        name: &str,
+        bits: Arc<DirtyBitmap>,
+    ) -> Result<Arc<DirtyBitmap>, BitmapError> {
+        self.check_size(&bits)?;
+        Ok(std::mem::replace(
+            &mut self.usable(name, Use::Change)?.bits,
+            bits,
+        ))
+    }
+
+    /// Marks in bitmap `target` what is dirty in the sources: all of them, or on error none.
+    ///
+    /// # Errors
+    ///
+    /// No such target; a source that is missing, busy, inconsistent or of another size; a
+    /// target that is busy, read-only or inconsistent. In this order.
+    pub fn merge(&mut self, target: &str, sources: &[MergeSource<'_>]) -> Result<(), BitmapError> {
+        let index = self.index(target)?;
+        let sources = sources
+            .iter()
+            .map(|source| self.source_bits(*source))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.entries[index].check(Use::Change)?;
+        for source in sources {
+            self.entries[index].bits.merge_from(SHARD, &source)?;
+        }
+        Ok(())
+    }
+
+    /// The bitmap of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&NamedBitmap> {
+        self.entries
+            .iter()
+            .find(|entry| entry.name.as_deref() == Some(name))
+    }
+
+    /// Says whether an export or a transaction holds the bitmap. Jobs freeze instead, and a
+    /// frozen bitmap stays busy until it is thawed.
+    ///
+    /// # Errors
+    ///
+    /// No such bitmap.
+    pub fn set_busy(&mut self, name: &str, busy: bool) -> Result<(), BitmapError> {
+        let entry = self.entry(name)?;
+        entry.flags.busy = busy || entry.successor.is_some();
+        Ok(())
+    }
+
+    /// Says whether the bitmap is stored in the image.
+    ///
+    /// # Errors
+    ///
+    /// No such bitmap.
+    pub fn set_persistent(&mut self, name: &str, persistent: bool) -> Result<(), BitmapError> {
+        self.entry(name)?.flags.persistent = persistent;
+        Ok(())
+    }
+
+    /// Says whether the image that holds the bitmap is read-only.
+    ///
+    /// # Errors
+    ///
+    /// No such bitmap.
+    pub fn set_read_only(&mut self, name: &str, read_only: bool) -> Result<(), BitmapError> {
+        self.entry(name)?.flags.read_only = read_only;
+        Ok(())
+    }
+
+    /// Freezes a bitmap for a job: it becomes busy and takes no more marks, and a nameless
+    /// successor, which records if the bitmap did, takes them. Gives the frozen bits.
+    ///
+    /// The node must be drained (B3): a write in flight would still mark the frozen bitmap,
+    /// behind the back of a job that has read it already.
+    ///
+    /// # Errors
+    ///
+    /// No such bitmap, a busy one, or memory that is refused.
+    pub fn freeze(&mut self, name: &str) -> Result<Arc<DirtyBitmap>, BitmapError> {
+        let entry = self.entry(name)?;
+        if entry.flags.busy {
+            return Err(BitmapError::Busy(name.to_owned()));
+        }
+        let frozen = Arc::clone(&entry.bits);
+        let successor = Arc::new(frozen.fresh()?);
+        let recording = std::mem::replace(&mut entry.flags.recording, false);
+        entry.flags.busy = true;
+        let flags = BitmapFlags {
+            recording,
+            ..BitmapFlags::default()
+        };
+        let id = self.push(None, successor, flags);
+        self.entry(name)?.successor = Some(id);
+        Ok(frozen)
+    }
+
+    /// Ends a freeze: the successor takes the name and the place of the bitmap, whose bits are
+    /// dropped. Gives the bits which now have the name.
+    ///
+    /// The node must be drained (B3).
+    ///
+    /// # Errors
+    ///
+    /// No such bitmap, or one that is not frozen.
+    pub fn abdicate(&mut self, name: &str) -> Result<Arc<DirtyBitmap>, BitmapError> {
+        let frozen = self.index(name)?;
+        let successor = self.successor_index(name)?;
+        let old = self.entries.remove(frozen);
+        // The successor is the younger of the two, so it has moved down by one.
+        let heir = &mut self.entries[successor - 1];
+        heir.name = old.name;
+        heir.flags.persistent = old.flags.persistent;
+        Ok(Arc::clone(&heir.bits))
+    }
+
+    /// Ends a freeze: what the successor has recorded is merged into the bitmap, which takes
+    /// marks again if the successor did. Gives the bits of the bitmap.
+    ///
+    /// The node must be drained (B3).
+    ///
+    /// # Errors
+    ///
+    /// No such bitmap, or one that is not frozen.
+    pub fn reclaim(&mut self, name: &str) -> Result<Arc<DirtyBitmap>, BitmapError> {
+        let index = self.index(name)?;
+        let successor = self.successor_index(name)?;
+        self.entries[index]
+            .bits
+            .merge_from(SHARD, &self.entries[successor].bits)?;
+        let successor = self.entries.remove(successor);
+        let entry = &mut self.entries[index];
+        entry.successor = None;
+        entry.flags.busy = false;
+        entry.flags.recording = successor.flags.recording;
+        Ok(Arc::clone(&entry.bits))
+    }
+
+    /// Fits all bitmaps to a new size of the node; what is added is clean.
+    ///
+    /// # Errors
+    ///
+    /// The first bitmap that is busy, read-only or inconsistent; memory that is refused.
+    pub fn resize(&mut self, size: u64) -> Result<(), BitmapError> {
+        self.entries
+            .iter()
+            .try_for_each(|entry| entry.check(Use::Change))?;
+        let resized: Vec<_> = self
+            .entries
+            .iter()
+            .map(|entry| entry.bits.resized(size))
+            .collect::<Result<_, _>>()?;
+        for (entry, bits) in self.entries.iter_mut().zip(resized) {
+            entry.bits = Arc::new(bits);
+        }
+        self.size = size;
+        Ok(())
+    }
+
+    /// The bitmaps which a write must mark now.
+    #[must_use]
+    pub fn recorders(&self) -> Vec<Arc<DirtyBitmap>> {
+        let recording = self.entries.iter().filter(|entry| entry.flags.recording);
+        recording.map(|entry| Arc::clone(&entry.bits)).collect()
+    }
+
+    /// What a query shows: newest first, so a successor comes before its frozen bitmap.
+    #[must_use]
+    pub fn list(&self) -> Vec<BitmapInfo> {
+        self.entries
+            .iter()
+            .rev()
+            .map(|entry| self.info(entry))
+            .collect()
+    }
+
+    fn info(&self, entry: &NamedBitmap) -> BitmapInfo {
+        let successor = entry.successor.and_then(|id| self.position(id));
+        let successor_records = successor.is_some_and(|index| self.entries[index].flags.recording);
+        let recording = entry.flags.recording || successor_records;
+        BitmapInfo {
+            name: entry.name.clone(),
+            granularity: entry.bits.granularity(),
+            count: entry.bits.count(),
+            flags: BitmapFlags {
+                recording,
+                ..entry.flags
+            },
+        }
+    }
+
+    fn push(&mut self, name: Option<String>, bits: Arc<DirtyBitmap>, flags: BitmapFlags) -> u64 {
+        let id = self.id_next;
+        self.id_next += 1;
+        // The bits of an inconsistent bitmap mean nothing, whoever asks for marks.
+        let recording = flags.recording && !flags.inconsistent;
+        let flags = BitmapFlags { recording, ..flags };
+        self.entries.push(NamedBitmap {
+            id,
+            name,
+            bits,
+            flags,
+            successor: None,
+        });
+        id
+    }
+
+    fn index(&self, name: &str) -> Result<usize, BitmapError> {
+        let mut entries = self.entries.iter();
+        entries
+            .position(|entry| entry.name.as_deref() == Some(name))
+            .ok_or_else(|| BitmapError::NotFound(name.to_owned()))
+    }
+
+    fn entry(&mut self, name: &str) -> Result<&mut NamedBitmap, BitmapError> {
+        let index = self.index(name)?;
+        Ok(&mut self.entries[index])
+    }
+
+    /// The entry, if it may be used this way.
+    fn usable(&mut self, name: &str, purpose: Use) -> Result<&mut NamedBitmap, BitmapError> {
+        let entry = self.entry(name)?;
+        entry.check(purpose)?;
+        Ok(entry)
+    }
+
+    fn position(&self, id: u64) -> Option<usize> {
+        self.entries.iter().position(|entry| entry.id == id)
+    }
+
+    fn successor_index(&self, name: &str) -> Result<usize, BitmapError> {
+        let successor = self.entries[self.index(name)?].successor;
+        successor
+            .and_then(|id| self.position(id))
+            .ok_or_else(|| BitmapError::NotFrozen(name.to_owned()))
+    }
+
+    /// The bits of a source that can be merged into a bitmap of this node.
+    fn source_bits(&self, source: MergeSource<'_>) -> Result<Arc<DirtyBitmap>, BitmapError> {
+        let entry = match source {
+            MergeSource::Local(name) => &self.entries[self.index(name)?],
+            MergeSource::External(entry) => entry,
+        };
+        entry.check(Use::Read)?;
+        self.check_size(&entry.bits)?;
+        Ok(Arc::clone(&entry.bits))
+    }
+
+    fn check_name(&self, name: &str) -> Result<(), BitmapError> {
+        if self.get(name).is_some() {
+            return Err(BitmapError::Exists(name.to_owned()));
+        }
+        if name.len() > NAME_LEN_MAX {
+            return Err(BitmapError::NameTooLong(name.to_owned()));
+        }
+        Ok(())
+    }
+
+    const fn check_size(&self, bits: &DirtyBitmap) -> Result<(), BitmapError> {
+        if bits.size() == self.size {
+            return Ok(());
+        }
+        Err(BitmapError::SizesDiffer {
+            destination: self.size,
+            source_size: bits.size(),
+        })
+    }
+}
+
+/// The granularity of a bitmap for which none is asked: the cluster size of the format, at
+/// least 4 KiB and at most 64 KiB; 64 KiB if there is no cluster size.
+#[must_use]
+pub fn default_granularity(cluster_size: Option<u64>) -> u64 {
+    cluster_size.map_or(64 << 10, |size| size.clamp(4 << 10, 64 << 10))
+}

@@ -1,0 +1,140 @@
+//! One chunk of a copy: read, look for zeroes, write.
+//!
+//! Old data is read into the very buffer that goes to the target.
+
+use ringback_ring::{Buf, Errno, IoResult, Shard};
+
+use crate::metrics::{Class, Metrics};
+use crate::path::Path;
+use crate::span::Span;
+use crate::units::in_memory;
+
+/// The most that is copied with one buffer; larger chunks go in pieces.
+pub const BYTES_MAX: u64 = 1 << 20;
+
+/// Claimed clusters: `first..end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Chunk {
+    pub(crate) first: u64,
+    pub(crate) end: u64,
+}
+
+/// Which side of a copy failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Reading.
+    Source,
+    /// Writing.
+    Target,
+}
+
+/// A copy that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyError {
+    /// Where.
+    pub side: Side,
+    /// Why.
+    pub errno: Errno,
+}
+
+/// What a copy moved, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Read and written.
+    pub data: u64,
+    /// Written as zeroes.
+    pub zero: u64,
+}
+
+/// The buffer that a chunk of these bytes needs.
+pub(crate) fn buffer_len(bytes: Span) -> usize {
+    in_memory(bytes.len.min(BYTES_MAX))
+}
+
+/// Copies `bytes` from one disk to the same place of the other, through a
+/// buffer of [`buffer_len`] bytes or more.
+pub(crate) async fn copy(
+    shard: &Shard,
+    source: &Path,
+    target: &Path,
+    bytes: Span,
+    mut buf: Buf,
+) -> Result<Copied, CopyError> {
+    let mut copied = Copied::default();
+    for piece in bytes.pieces(BYTES_MAX) {
+        let window = 0..in_memory(piece.len);
+        let start = shard.now_ns();
+        let read;
+        (read, buf) = source.read(shard, piece.offset, buf, window.clone()).await;
+        read.map_err(|errno| CopyError {
+            side: Side::Source,
+            errno,
+        })?;
+        let metrics = shard.local::<Metrics>();
+        let half = shard.now_ns();
+        metrics.record(Class::CopyRead, half - start);
+        let written: IoResult<()>;
+        if is_zero(&buf[window.clone()]) {
+            written = target.write_zeroes(shard, piece, true).await;
+            copied.zero += piece.len;
+        } else {
+            (written, buf) = target.write(shard, piece.offset, buf, window).await;
+            copied.data += piece.len;
+        }
+        written.map_err(|errno| CopyError {
+            side: Side::Target,
+            errno,
+        })?;
+        metrics.record(Class::CopyWrite, shard.now_ns() - half);
+    }
+    Ok(copied)
+}
+
+/// Makes `bytes` of the target read as zeroes, as they are known to do on the
+/// source.
+pub(crate) async fn copy_zeroes(
+    shard: &Shard,
+    target: &Path,
+    bytes: Span,
+) -> Result<Copied, CopyError> {
+    let start = shard.now_ns();
+    target
+        .write_zeroes(shard, bytes, true)
+        .await
+        .map_err(|errno| CopyError {
+            side: Side::Target,
+            errno,
+        })?;
+    shard
+        .local::<Metrics>()
+        .record(Class::CopyWrite, shard.now_ns() - start);
+    Ok(Copied {
+        data: 0,
+        zero: bytes.len,
+    })
+}
+
+/// Whether every byte is zero. Data gives itself away in the first bytes most
+/// of the time, so the answer is usually quick.
+fn is_zero(bytes: &[u8]) -> bool {
+    let (chunks, rest) = bytes.as_chunks::<64>();
+    chunks.iter().all(|chunk| chunk == &[0; 64]) && rest.iter().all(|&byte| byte == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeroes_are_told_from_data_at_any_place() {
+        for len in [0, 1, 63, 64, 65, 4096, 4099] {
+            let mut bytes = vec![0; len];
+            assert!(is_zero(&bytes));
+            for place in 0..len {
+                bytes[place] = 1;
+                assert!(!is_zero(&bytes), "{place} of {len}");
+                bytes[place] = 0;
+            }
+        }
+    }
+}

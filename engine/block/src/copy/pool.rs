@@ -1,0 +1,385 @@
+//! The workers of a block-copy: they take chunks in ascending order, copy them,
+//! and publish the clusters.
+//!
+//! # Reservation and claim
+//!
+//! A shared cursor hands each worker a stretch of the disk. That is only a
+//! division of labour: a guest's change may claim clusters inside it at any
+//! time. The claim itself, cluster by cluster on the copy states, comes after
+//! the worker has its buffer and its share of the rate, right before the I/O
+//! (C4). Pause and cancel act before a claim and never between claim and
+//! publication, so every path ends its claims.
+//!
+//! # Passes
+//!
+//! Clusters that went back to *untouched* (a failed copy that is to be tried
+//! again, a guest's save that failed) lie behind the cursor. When the cursor
+//! has reached the end it starts again, until a pass finds nothing.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ringback_ring::{LocalQueue, Shard, Shards};
+
+use crate::copy::chunk::{self, Chunk, Copied, CopyError};
+use crate::copy::rate::Rate;
+use crate::extent::{Content, Extent};
+use crate::filter::copy_before_write::CopyBeforeWrite;
+use crate::job::control::Control;
+use crate::span::Span;
+use crate::sync::{AtomicU64, Ordering};
+
+/// Known zeroes are written in stretches of at most this many bytes, so that
+/// no guest waits long for one.
+const ZEROES_MAX: u64 = 64 << 20;
+
+/// After a pass in which something failed the next begins this much later.
+const RETRY_NS: u64 = 10_000_000;
+
+/// How many workers, and how much each takes at a time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub(crate) workers: usize,
+    pub(crate) chunk_clusters: u64,
+}
+
+impl Shape {
+    /// What is asked for, as far as the shards' buffers carry it: a quarter of
+    /// them stays free for guests.
+    pub(crate) fn new(
+        max_workers: u32,
+        max_chunk: u64,
+        cluster_size: u64,
+        shards: usize,
+        arena_bytes: usize,
+    ) -> Self {
+        let budget = (arena_bytes as u64 / 4 * 3).max(chunk::BYTES_MAX);
+        let smallest = cluster_size.min(chunk::BYTES_MAX);
+        let shards = shards as u64;
+        let on_each = u64::from(max_workers)
+            .div_ceil(shards)
+            .min(budget / smallest)
+            .max(1);
+        let workers = u64::from(max_workers).min(on_each * shards);
+        let wish = if max_chunk == 0 {
+            chunk::BYTES_MAX
+        } else {
+            max_chunk
+        };
+        let affordable = wish.min(chunk::BYTES_MAX).min(budget / on_each);
+        Self {
+            workers: usize::try_from(workers).expect("bounded by the budget"),
+            chunk_clusters: (affordable / cluster_size).max(1),
+        }
+    }
+}
+
+/// What the workers share.
+pub(crate) struct Pool {
+    filter: Arc<CopyBeforeWrite>,
+    control: Arc<Control>,
+    rate: Arc<Rate>,
+    chunk_clusters: u64,
+    /// Stretches before this cluster have been handed out in this pass.
+    cursor: AtomicU64,
+    /// Bytes read and written, and bytes written as zeroes.
+    data: AtomicU64,
+    zero: AtomicU64,
+}
+
+/// What lies where on the source, remembered by one shard's workers.
+///
+/// An answer stays true for every cluster that can still be claimed: a cluster
+/// that a guest has changed since cannot.
+#[derive(Default)]
+struct Scout {
+    known: Cell<Option<(Span, Content)>>,
+    asking: Cell<bool>,
+    answered: LocalQueue,
+}
+
+impl Pool {
+    pub(crate) fn new(
+        filter: Arc<CopyBeforeWrite>,
+        control: Arc<Control>,
+        rate: Arc<Rate>,
+        chunk_clusters: u64,
+    ) -> Self {
+        Self {
+            filter,
+            control,
+            rate,
+            chunk_clusters,
+            cursor: AtomicU64::new(0),
+            data: AtomicU64::new(0),
+            zero: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn copied(&self) -> Copied {
+        Copied {
+            data: self.data.load(Ordering::Relaxed),
+            zero: self.zero.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Runs the workers, spread over the shards, until there is nothing left to
+    /// claim or the job is told to stop.
+    pub(crate) async fn run(self: &Arc<Self>, shards: &Shards, workers: usize) {
+        let pool = Arc::clone(self);
+        let count = shards.count();
+        shards
+            .on_each(move |shard| {
+                let pool = Arc::clone(&pool);
+                async move {
+                    let here = workers / count + usize::from(shard.index() < workers % count);
+                    pool.run_on(&shard, here).await;
+                }
+            })
+            .await;
+    }
+
+    async fn run_on(self: Arc<Self>, shard: &Shard, workers: usize) {
+        let scout = Rc::new(Scout::default());
+        let tasks: Vec<_> = (0..workers)
+            .map(|_| {
+                let (pool, scout, home) = (Arc::clone(&self), Rc::clone(&scout), shard.clone());
+                shard.spawn(async move { pool.work(&home, &scout).await })
+            })
+            .collect();
+        for task in tasks {
+            task.join().await;
+        }
+    }
+
+    /// One worker.
+    async fn work(&self, shard: &Shard, scout: &Scout) {
+        while self.control.may_go_on(shard).await && self.filter.broken().is_none() {
+            let Some(stretch) = self.reserve() else {
+                if self.next_pass(shard).await {
+                    continue;
+                }
+                return;
+            };
+            if let Err(error) = self.copy_stretch(shard, scout, stretch).await {
+                self.control.handle_error(error);
+            }
+        }
+    }
+
+    /// The next stretch with something to claim in it; none: this pass is over.
+    fn reserve(&self) -> Option<Chunk> {
+        let cells = self.filter.cells();
+        let mut from = self.cursor.load(Ordering::Relaxed);
+        loop {
+            let first = cells.next_untouched(from, cells.len())?;
+            let end = (first + self.chunk_clusters).min(cells.len());
+            let swapped =
+                self.cursor
+                    .compare_exchange_weak(from, end, Ordering::Relaxed, Ordering::Relaxed);
+            match swapped {
+                Ok(_) => return Some(Chunk { first, end }),
+                Err(other) => from = other,
+            }
+        }
+    }
+
+    /// Whether something is left behind the cursor. Then the cursor starts
+    /// again, after a rest.
+    async fn next_pass(&self, shard: &Shard) -> bool {
+        let cells = self.filter.cells();
+        let end = self.cursor.load(Ordering::Relaxed);
+        if cells.next_untouched(0, end).is_none() {
+            return false;
+        }
+        // Only once for all workers: who finds it moved already goes on.
+        let _ = self
+            .cursor
+            .compare_exchange(end, 0, Ordering::Relaxed, Ordering::Relaxed);
+        shard.sleep_ns(RETRY_NS).await;
+        true
+    }
+
+    async fn copy_stretch(
+        &self,
+        shard: &Shard,
+        scout: &Scout,
+        mut stretch: Chunk,
+    ) -> Result<(), CopyError> {
+        let cells = self.filter.cells();
+        while let Some(first) = cells.next_untouched(stretch.first, stretch.end) {
+            if !self.control.may_go_on(shard).await || !self.admit(shard, stretch).await {
+                return Ok(());
+            }
+            let (content, known_end) = self.look(shard, scout, first).await;
+            if content == Content::Zero {
+                self.extend(&mut stretch, known_end);
+            }
+            let end = stretch.end.min(known_end);
+            stretch.first = match content {
+                Content::Zero => self.zero_run(shard, first, end).await?,
+                Content::Data => self.copy_run(shard, first, end).await?,
+            };
+        }
+        Ok(())
+    }
+
+    /// Waits for the rate. False: the job was told to stop meanwhile.
+    async fn admit(&self, shard: &Shard, stretch: Chunk) -> bool {
+        let bytes = self.filter.bytes(stretch.first, stretch.end).len;
+        while let Some(later) = self.rate.admit(shard.now_ns(), bytes) {
+            if !self.control.sleep_until(shard, later).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// What the clusters from `first` on hold, and up to which cluster that is
+    /// known. A cluster that holds both counts as data.
+    async fn look(&self, shard: &Shard, scout: &Scout, first: u64) -> (Content, u64) {
+        let size = self.filter.size();
+        let cluster_size = self.filter.cluster_size();
+        let offset = first * cluster_size;
+        let (known, content) = scout.find(shard, &self.filter, offset).await;
+        let end = if known.end() == size {
+            self.filter.cells().len()
+        } else {
+            known.end() / cluster_size
+        };
+        if end > first {
+            (content, end)
+        } else {
+            (Content::Data, first + 1)
+        }
+    }
+
+    /// Long runs of zeroes need not be cut into chunks, if nobody else has
+    /// reserved what follows.
+    fn extend(&self, stretch: &mut Chunk, known_end: u64) {
+        let clusters_max = ZEROES_MAX / self.filter.cluster_size();
+        let end = known_end.min(stretch.first + clusters_max);
+        if end > stretch.end
+            && self
+                .cursor
+                .compare_exchange(stretch.end, end, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        {
+            stretch.end = end;
+        }
+    }
+
+    /// Claims and copies; answers where to go on.
+    async fn copy_run(&self, shard: &Shard, first: u64, end: u64) -> Result<u64, CopyError> {
+        let end = end.min(first + self.chunk_clusters);
+        let buf = shard
+            .buffer(chunk::buffer_len(self.filter.bytes(first, end)))
+            .await;
+        let Some(claimed) = self.claim(first, end) else {
+            return Ok(first);
+        };
+        let bytes = self.filter.bytes(claimed.first, claimed.end);
+        let result = chunk::copy(
+            shard,
+            self.filter.source(),
+            self.filter.target(),
+            bytes,
+            buf,
+        )
+        .await;
+        self.settle(shard, claimed, result).await
+    }
+
+    async fn zero_run(&self, shard: &Shard, first: u64, end: u64) -> Result<u64, CopyError> {
+        let Some(claimed) = self.claim(first, end) else {
+            return Ok(first);
+        };
+        let bytes = self.filter.bytes(claimed.first, claimed.end);
+        let result = chunk::copy_zeroes(shard, self.filter.target(), bytes).await;
+        self.settle(shard, claimed, result).await
+    }
+
+    /// Nothing if the job was told to stop while the buffer was waited for, or
+    /// a guest came first.
+    fn claim(&self, first: u64, end: u64) -> Option<Chunk> {
+        if self.control.is_stopping() {
+            return None;
+        }
+        self.filter.claim(first, end - first)
+    }
+
+    async fn settle(
+        &self,
+        shard: &Shard,
+        claimed: Chunk,
+        result: Result<Copied, CopyError>,
+    ) -> Result<u64, CopyError> {
+        match result {
+            Ok(copied) => {
+                self.filter.publish(shard, claimed).await;
+                self.data.fetch_add(copied.data, Ordering::Relaxed);
+                self.zero.fetch_add(copied.zero, Ordering::Relaxed);
+                Ok(claimed.end)
+            }
+            Err(error) => {
+                self.filter.release(shard, claimed).await;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Scout {
+    /// What is at `offset`; asks the source if that is not known yet.
+    async fn find(&self, shard: &Shard, filter: &CopyBeforeWrite, offset: u64) -> (Span, Content) {
+        loop {
+            if let Some((span, content)) = self.known.get()
+                && (span.offset..span.end()).contains(&offset)
+            {
+                return (Span::between(offset, span.end()), content);
+            }
+            if !self.asking.get() {
+                break;
+            }
+            self.answered.wait_until(|| !self.asking.get()).await;
+        }
+        self.asking.set(true);
+        let rest = Span::between(offset, filter.size());
+        let answer = filter.source().extent(shard, rest).await;
+        // A source that cannot tell holds data: that is never wrong.
+        let extent = answer.unwrap_or(Extent {
+            content: Content::Data,
+            len: rest.len,
+        });
+        let known = (Span::new(offset, extent.len.min(rest.len)), extent.content);
+        self.known.set(Some(known));
+        self.asking.set(false);
+        self.answered.wake_all();
+        known
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn workers_and_chunks_fit_the_buffers() {
+        let shape = |workers, chunk, cluster, shards, arena| {
+            let shape = Shape::new(workers, chunk, cluster, shards, arena);
+            (shape.workers, shape.chunk_clusters)
+        };
+        assert_eq!(shape(16, MIB, 65536, 2, 128 << 20), (16, 16));
+        assert_eq!(shape(1, 0, 65536, 2, 128 << 20), (1, 16));
+        assert_eq!(shape(64, 65536, 65536, 2, 128 << 20), (64, 1));
+        // 64 workers with 1 MiB each are more than three quarters of 64 MiB.
+        assert_eq!(shape(64, 0, 65536, 1, 64 << 20), (64, 12));
+        // More workers than buffers: as many as there are smallest chunks.
+        assert_eq!(shape(u32::MAX, 0, 65536, 1, 4 << 20), (48, 1));
+        // A cluster larger than any buffer is copied in pieces.
+        assert_eq!(shape(4, 0, 4 * MIB, 1, 64 << 20), (4, 1));
+    }
+}

@@ -1,0 +1,4 @@
+//! Filters: nodes that observe, delay, copy or veto what passes through them.
+
+pub mod copy_before_write;
+pub mod snapshot_access;

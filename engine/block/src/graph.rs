@@ -1,0 +1,856 @@
+//! The block graph: named nodes, who uses them for what, and how a node becomes
+//! a path.
+//!
+//! This is control: it lives in one task, may take its time, and is never
+//! walked by I/O. What it changes reaches the shards as new paths.
+//!
+//! # Permissions
+//!
+//! Each user of a node says what it does and what it does not let others do.
+//! Two users that contradict each other are refused by name. On a file the
+//! union of all users is also locked, in the way of QEMU, so that other
+//! processes are refused too.
+//!
+//! # Changing a graph under load
+//!
+//! New nodes are made first. Then the attachments concerned are drained, all at
+//! once; what defines the point in time (copy states, bitmaps) is made; every
+//! attachment gets its new path; all resume. If something fails in between, the
+//! old paths are resumed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ringback_ring::file::{Cache, OpenError, OpenOptions};
+use ringback_ring::lock::{LockError, Locks, Permission};
+use ringback_ring::{File, Shard};
+
+use crate::bitmap::{BitmapError, DirtyBitmap, NodeBitmaps};
+use crate::filter::copy_before_write::{self, CbwError, CopyBeforeWrite};
+use crate::filter::snapshot_access::SnapshotAccess;
+use crate::format::{Format, Image, Raw, RawError};
+use crate::path::{Base, Layer, Path};
+use crate::port::Attachment;
+use crate::protocol::{FileProtocol, NullProtocol, Protocol};
+use crate::storage::Storage;
+
+/// How to make a node.
+#[derive(Clone, Debug)]
+pub enum NodeSpec {
+    /// A regular file or block device.
+    File {
+        /// Where.
+        path: std::path::PathBuf,
+        /// For writing too.
+        write: bool,
+        /// Direct or buffered.
+        cache: Cache,
+        /// Discards reach the file.
+        discard: bool,
+    },
+    /// A disk without a disk.
+    Null {
+        /// Bytes.
+        size: u64,
+        /// Of each request.
+        latency_ns: u64,
+        /// Reads bring zeroes.
+        read_zeroes: bool,
+    },
+    /// A window of another node.
+    Raw {
+        /// The other node.
+        file: String,
+        /// Where the window starts.
+        offset: u64,
+        /// How long it is; none: to the end.
+        size: Option<u64>,
+    },
+    /// The point-in-time view of a copy-before-write node.
+    SnapshotAccess {
+        /// The filter.
+        file: String,
+    },
+}
+
+/// What somebody does with a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Reads.
+    pub read: bool,
+    /// Writes.
+    pub write: bool,
+    /// Minds it if somebody else writes.
+    pub alone_writing: bool,
+}
+
+/// Why the graph refused.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum GraphError {
+    /// The file could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Another process uses it.
+    #[error("{error}\nIs another process using the image [{path}]?")]
+    Lock {
+        /// Which file.
+        path: String,
+        /// How it is used.
+        error: LockError,
+    },
+    /// The window does not fit.
+    #[error(transparent)]
+    Raw(#[from] RawError),
+    /// The filter could not be made.
+    #[error(transparent)]
+    Filter(#[from] CbwError),
+    /// The bitmap refused.
+    #[error(transparent)]
+    Bitmap(#[from] BitmapError),
+    /// No node of that name.
+    #[error("Cannot find device='{0}' nor node-name='{0}'")]
+    NotFound(String),
+    /// The name is taken.
+    #[error("Duplicate nodes with node-name='{0}'")]
+    Duplicate(String),
+    /// Names are identifiers of at most 31 bytes.
+    #[error("Invalid node-name: '{0}'")]
+    InvalidName(String),
+    /// Two users contradict each other.
+    #[error(
+        "Permission conflict on node '{node}': permissions 'write' are both required by {writer} \
+         and unshared by {other}."
+    )]
+    Conflict {
+        /// Where.
+        node: String,
+        /// Who writes.
+        writer: String,
+        /// Who minds.
+        other: String,
+    },
+    /// Somebody wants to write what was opened for reading.
+    #[error("Block node is read-only")]
+    ReadOnly,
+    /// A job's two ends must differ.
+    #[error("Source and target cannot be the same")]
+    SameNode,
+    /// A job's two ends must be equally long.
+    #[error(
+        "Source and target image have different sizes ('{source_node}' has {source_size} bytes, '{target_node}' {target_size})"
+    )]
+    Sizes {
+        /// What is to be copied.
+        source_node: String,
+        /// How long it is.
+        source_size: u64,
+        /// Where to.
+        target_node: String,
+        /// How long that is.
+        target_size: u64,
+    },
+    /// Only a copy-before-write node has a snapshot.
+    #[error("Node '{0}' is not a copy-before-write filter: it has no snapshot")]
+    NoSnapshot(String),
+    /// The node is part of something.
+    #[error("Node {0} is in use")]
+    InUse(String),
+}
+
+enum Kind {
+    /// Bytes live here.
+    Image {
+        image: Arc<Image>,
+        file: Option<File>,
+        writable: bool,
+    },
+    Raw {
+        image: Arc<Image>,
+        file: String,
+        offset: u64,
+    },
+    CopyBeforeWrite {
+        filter: Arc<CopyBeforeWrite>,
+        file: String,
+        target: String,
+    },
+    SnapshotAccess {
+        snapshot: Arc<SnapshotAccess>,
+        file: String,
+    },
+}
+
+struct Node {
+    kind: Kind,
+    bitmaps: NodeBitmaps,
+}
+
+struct User {
+    node: String,
+    name: String,
+    access: Access,
+    attachment: Attachment,
+}
+
+/// Names an attachment in the graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UserId(u64);
+
+/// All nodes of a process and who uses them.
+#[derive(Default)]
+pub struct Graph {
+    nodes: BTreeMap<String, Node>,
+    users: BTreeMap<UserId, User>,
+    next_user: u64,
+}
+
+/// A copy-before-write filter to be put above a node under load.
+pub struct Insertion<'a> {
+    /// Name of the new node.
+    pub node_name: &'a str,
+    /// Above which node.
+    pub file: &'a str,
+    /// Where old data goes.
+    pub target: &'a str,
+    /// Save only what is dirty here: a bitmap of `file`, which is frozen for the
+    /// filter and must be given back by [`Graph::end_bitmap`].
+    pub bitmap: Option<&'a str>,
+    /// Of the filter.
+    pub options: copy_before_write::Options,
+}
+
+/// Filters that have been put in.
+#[derive(Debug)]
+pub struct Inserted {
+    /// Their states, in the order in which they were asked for.
+    pub filters: Vec<Arc<CopyBeforeWrite>>,
+    /// From the first gate closed to the last one open, in nanoseconds.
+    pub pause_ns: u64,
+}
+
+/// What becomes of a frozen bitmap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BitmapEnd {
+    /// Its successor takes its place: what was copied is no longer dirty.
+    Abdicate,
+    /// The successor is merged back: everything is dirty as before, and more.
+    Reclaim,
+}
+
+impl Graph {
+    /// An empty graph.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn node(&self, name: &str) -> Result<&Node, GraphError> {
+        self.nodes
+            .get(name)
+            .ok_or_else(|| GraphError::NotFound(name.into()))
+    }
+
+    fn node_mut(&mut self, name: &str) -> Result<&mut Node, GraphError> {
+        self.nodes
+            .get_mut(name)
+            .ok_or_else(|| GraphError::NotFound(name.into()))
+    }
+
+    fn check_new_name(&self, name: &str) -> Result<(), GraphError> {
+        let mut bytes = name.bytes();
+        let starts_well = bytes
+            .next()
+            .is_some_and(|first| first.is_ascii_alphabetic());
+        let goes_on_well = bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+        if !starts_well || !goes_on_well || name.len() > 31 {
+            return Err(GraphError::InvalidName(name.into()));
+        }
+        if self.nodes.contains_key(name) {
+            return Err(GraphError::Duplicate(name.into()));
+        }
+        Ok(())
+    }
+
+    /// Makes a node.
+    ///
+    /// # Errors
+    ///
+    /// [`GraphError`]; the graph is as it was then.
+    pub async fn add(
+        &mut self,
+        shard: &Shard,
+        name: &str,
+        spec: NodeSpec,
+    ) -> Result<(), GraphError> {
+        self.check_new_name(name)?;
+        let kind = match spec {
+            NodeSpec::File {
+                path,
+                write,
+                cache,
+                discard,
+            } => {
+                let file = File::open(shard, OpenOptions { path, write, cache }).await?;
+                image_on(
+                    shard,
+                    Protocol::File(FileProtocol::new(file.clone(), discard)),
+                    Some(file),
+                )
+            }
+            NodeSpec::Null {
+                size,
+                latency_ns,
+                read_zeroes,
+            } => {
+                let null = NullProtocol::new(size, latency_ns, read_zeroes);
+                image_on(shard, Protocol::Null(null), None)
+            }
+            NodeSpec::Raw { file, offset, size } => self.raw_on(file, offset, size)?,
+            NodeSpec::SnapshotAccess { file } => match &self.node(&file)?.kind {
+                Kind::CopyBeforeWrite { filter, .. } => {
+                    let snapshot = Arc::new(SnapshotAccess::new(Arc::clone(filter)));
+                    Kind::SnapshotAccess { snapshot, file }
+                }
+                _ => return Err(GraphError::NoSnapshot(file)),
+            },
+        };
+        self.insert(shard, name, kind);
+        Ok(())
+    }
+
+    fn insert(&mut self, shard: &Shard, name: &str, kind: Kind) {
+        let bitmaps = NodeBitmaps::new(size_of(&kind), shard.set().count());
+        self.nodes.insert(name.into(), Node { kind, bitmaps });
+    }
+
+    fn raw_on(&self, file: String, offset: u64, size: Option<u64>) -> Result<Kind, GraphError> {
+        let Kind::Image { image, .. } = &self.node(&file)?.kind else {
+            return Err(GraphError::InUse(file));
+        };
+        let raw = Raw::new(offset, size, image.size())?;
+        let image = Arc::new(Image::new(Format::Raw(raw), Arc::clone(image.storage())));
+        Ok(Kind::Raw {
+            image,
+            file,
+            offset,
+        })
+    }
+
+    /// Size of a node's disk in bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`GraphError::NotFound`].
+    pub fn size(&self, name: &str) -> Result<u64, GraphError> {
+        Ok(size_of(&self.node(name)?.kind))
+    }
+
+    /// The file at the bottom of a node, if it is one.
+    pub fn file(&self, name: &str) -> Option<&File> {
+        match &self.nodes.get(name)?.kind {
+            Kind::Image { file, .. } => file.as_ref(),
+            Kind::Raw { file, .. }
+            | Kind::CopyBeforeWrite { file, .. }
+            | Kind::SnapshotAccess { file, .. } => self.file(file),
+        }
+    }
+
+    /// Removes a node that nothing uses.
+    ///
+    /// # Errors
+    ///
+    /// [`GraphError::InUse`] or [`GraphError::NotFound`].
+    pub fn remove(&mut self, name: &str) -> Result<(), GraphError> {
+        self.node(name)?;
+        let is_child = self
+            .nodes
+            .values()
+            .any(|node| children(&node.kind).contains(&name));
+        if is_child || self.users.values().any(|user| user.node == name) {
+            return Err(GraphError::InUse(name.into()));
+        }
+        self.nodes.remove(name);
+        Ok(())
+    }
+
+    /// The bitmaps of a node, for queries and for what needs no drain.
+    ///
+    /// # Errors
+    ///
+    /// [`GraphError::NotFound`].
+    pub fn bitmaps(&self, name: &str) -> Result<&NodeBitmaps, GraphError> {
+        Ok(&self.node(name)?.bitmaps)
+    }
+
+    /// Changes the bitmaps of a node while nothing is in flight above it, so
+    /// that the change falls between two writes (B3).
+    ///
+    /// # Errors
+    ///
+    /// Whatever `change` answers; the paths are as they were then.
+    pub async fn change_bitmaps<T>(
+        &mut self,
+        name: &str,
+        change: impl FnOnce(&mut NodeBitmaps) -> Result<T, BitmapError>,
+    ) -> Result<T, GraphError> {
+        self.node(name)?;
+        let concerned = self.users_above(name);
+        self.drain(&concerned).await;
+        let result = change(&mut self.node_mut(name)?.bitmaps);
+        self.resume(&concerned).await;
+        Ok(result?)
+    }
+
+    /// Lets somebody use a node: an export, a guest load, a job's reader.
+    ///
+    /// # Errors
+    ///
+    /// [`GraphError::Conflict`] or [`GraphError::Lock`] if others do not share.
+    pub async fn attach(
+        &mut self,
+        shard: &Shard,
+        node: &str,
+        user: &str,
+        access: Access,
+    ) -> Result<(UserId, Attachment), GraphError> {
+        let path = self.path(node)?;
+        if access.write && !self.is_writable(node) {
+            return Err(GraphError::ReadOnly);
+        }
+        let attachment = Attachment::new(shard.set(), path).await;
+        let id = UserId(self.next_user);
+        let user = User {
+            node: node.into(),
+            name: user.into(),
+            access,
+            attachment: attachment.clone(),
+        };
+        self.users.insert(id, user);
+        if let Err(error) = self.check_permissions() {
+            self.users.remove(&id);
+            self.relock();
+            attachment.detach().await;
+            return Err(error);
+        }
+        self.next_user += 1;
+        Ok((id, attachment))
+    }
+
+    /// Ends a use, after its requests in flight.
+    pub async fn detach(&mut self, id: UserId) {
+        if let Some(user) = self.users.remove(&id) {
+            user.attachment.detach().await;
+            self.relock();
+        }
+    }
+
+    /// After a user has gone: fewer permissions never conflict.
+    fn relock(&self) {
+        if let Err(error) = self.check_permissions() {
+            tracing::warn!("could not lock less: {error}");
+        }
+    }
+
+    fn is_writable(&self, name: &str) -> bool {
+        match self.nodes.get(name).map(|node| &node.kind) {
+            Some(Kind::Image { writable, .. }) => *writable,
+            Some(Kind::Raw { file, .. } | Kind::CopyBeforeWrite { file, .. }) => {
+                self.is_writable(file)
+            }
+            // Only to discard.
+            Some(Kind::SnapshotAccess { .. }) => true,
+            None => false,
+        }
+    }
+
+    /// The data path from a node down.
+    fn path(&self, name: &str) -> Result<Path, GraphError> {
+        let mut layers = Vec::new();
+        let mut at = name;
+        let mut base = None;
+        let mut offset = 0;
+        loop {
+            let node = self.node(at)?;
+            let recorders = node.bitmaps.recorders();
+            let filter = match &node.kind {
+                Kind::CopyBeforeWrite { filter, .. } => Some(Arc::clone(filter)),
+                _ => None,
+            };
+            layers.push(Layer {
+                copy_before_write: filter,
+                recorders,
+                offset,
+            });
+            at = match &node.kind {
+                Kind::Image { image, .. } => {
+                    let base = base.unwrap_or_else(|| Base::Image(Arc::clone(image)));
+                    return Ok(Path::new(layers, base));
+                }
+                Kind::Raw {
+                    image,
+                    file,
+                    offset: start,
+                } => {
+                    offset += start;
+                    base = Some(Base::Image(Arc::clone(image)));
+                    file
+                }
+                Kind::CopyBeforeWrite { file, .. } => file,
+                Kind::SnapshotAccess { snapshot, .. } => {
+                    return Ok(Path::new(layers, Base::Snapshot(Arc::clone(snapshot))));
+                }
+            };
+        }
+    }
+
+    /// Users whose requests pass through a node.
+    fn users_above(&self, name: &str) -> Vec<UserId> {
+        self.users
+            .iter()
+            .filter(|(_, user)| self.passes_through(&user.node, name))
+            .map(|(&id, _)| id)
+            .collect()
+    }
+
+    fn passes_through(&self, from: &str, name: &str) -> bool {
+        from == name
+            || match self.nodes.get(from).map(|node| &node.kind) {
+                Some(Kind::Raw { file, .. } | Kind::CopyBeforeWrite { file, .. }) => {
+                    self.passes_through(file, name)
+                }
+                _ => false,
+            }
+    }
+
+    async fn drain(&self, users: &[UserId]) {
+        for id in users {
+            self.users[id].attachment.drain().await;
+        }
+    }
+
+    /// Opens the gates onto the paths as the graph is now.
+    async fn resume(&self, users: &[UserId]) {
+        for id in users {
+            let user = &self.users[id];
+            let path = self
+                .path(&user.node)
+                .expect("a used node and its children exist");
+            user.attachment.resume(Some(path)).await;
+        }
+    }
+
+    /// Puts copy-before-write filters above nodes, all at one instant. Everybody
+    /// who uses such a node uses its filter from then on. `at_instant` is called
+    /// once, while nothing is in flight on any of them: what has been answered
+    /// by then belongs to the snapshots, and nothing else does.
+    ///
+    /// # Errors
+    ///
+    /// [`GraphError`]; the graph is as it was then, and `at_instant` may or may
+    /// not have been called.
+    pub async fn insert_copy_before_write(
+        &mut self,
+        shard: &Shard,
+        insertions: &[Insertion<'_>],
+        at_instant: impl FnOnce(),
+    ) -> Result<Inserted, GraphError> {
+        for insertion in insertions {
+            self.check_insertion(insertion)?;
+        }
+        let mut concerned: Vec<UserId> = insertions
+            .iter()
+            .flat_map(|insertion| self.users_above(insertion.file))
+            .collect();
+        concerned.sort_unstable();
+        concerned.dedup();
+        let start = shard.now_ns();
+        self.drain(&concerned).await;
+        let result = self.insert_drained(shard, insertions);
+        if result.is_ok() {
+            at_instant();
+        }
+        self.resume(&concerned).await;
+        let pause_ns = shard.now_ns() - start;
+        result.map(|filters| Inserted { filters, pause_ns })
+    }
+
+    /// While nothing is in flight: all or nothing.
+    fn insert_drained(
+        &mut self,
+        shard: &Shard,
+        insertions: &[Insertion<'_>],
+    ) -> Result<Vec<Arc<CopyBeforeWrite>>, GraphError> {
+        let mut filters = Vec::new();
+        let mut result = Ok(());
+        for insertion in insertions {
+            result = self
+                .insert_one(shard, insertion)
+                .map(|filter| filters.push(filter));
+            if result.is_err() {
+                break;
+            }
+        }
+        let result = result.and_then(|()| self.check_permissions());
+        if let Err(error) = result {
+            for insertion in insertions[..filters.len()].iter().rev() {
+                self.undo_insertion(insertion)?;
+            }
+            self.relock();
+            return Err(error);
+        }
+        Ok(filters)
+    }
+
+    fn undo_insertion(&mut self, insertion: &Insertion<'_>) -> Result<(), GraphError> {
+        self.redirect(insertion.node_name, insertion.file);
+        self.nodes.remove(insertion.node_name);
+        if let Some(name) = insertion.bitmap {
+            self.node_mut(insertion.file)?.bitmaps.reclaim(name)?;
+        }
+        Ok(())
+    }
+
+    fn check_insertion(&self, insertion: &Insertion<'_>) -> Result<(), GraphError> {
+        let (file, target) = (insertion.file, insertion.target);
+        self.check_new_name(insertion.node_name)?;
+        let (source_size, target_size) = (self.size(file)?, self.size(target)?);
+        if file == target || self.passes_through(target, file) || self.passes_through(file, target)
+        {
+            return Err(GraphError::SameNode);
+        }
+        if source_size != target_size {
+            return Err(GraphError::Sizes {
+                source_node: file.into(),
+                source_size,
+                target_node: target.into(),
+                target_size,
+            });
+        }
+        if self.is_writable(target) {
+            Ok(())
+        } else {
+            Err(GraphError::ReadOnly)
+        }
+    }
+
+    /// What defines the point in time: the bitmap's freeze, the copy states.
+    fn insert_one(
+        &mut self,
+        shard: &Shard,
+        insertion: &Insertion<'_>,
+    ) -> Result<Arc<CopyBeforeWrite>, GraphError> {
+        let frozen = match insertion.bitmap {
+            Some(name) => Some(self.node_mut(insertion.file)?.bitmaps.freeze(name)?),
+            None => None,
+        };
+        match self.make_filter(shard, insertion, frozen.as_deref()) {
+            Ok(filter) => {
+                self.redirect(insertion.file, insertion.node_name);
+                let kind = Kind::CopyBeforeWrite {
+                    filter: Arc::clone(&filter),
+                    file: insertion.file.into(),
+                    target: insertion.target.into(),
+                };
+                self.insert(shard, insertion.node_name, kind);
+                Ok(filter)
+            }
+            Err(error) => {
+                if let Some(name) = insertion.bitmap {
+                    self.node_mut(insertion.file)?.bitmaps.reclaim(name)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn make_filter(
+        &self,
+        shard: &Shard,
+        insertion: &Insertion<'_>,
+        bitmap: Option<&DirtyBitmap>,
+    ) -> Result<Arc<CopyBeforeWrite>, GraphError> {
+        // After the freeze: the source's recorders are part of its path.
+        let (source, target) = (self.path(insertion.file)?, self.path(insertion.target)?);
+        let shards = shard.set().count();
+        let filter = CopyBeforeWrite::new(shards, source, target, bitmap, insertion.options)?;
+        Ok(Arc::new(filter))
+    }
+
+    /// Users and parents of one node become those of another.
+    fn redirect(&mut self, from: &str, to: &str) {
+        for user in self.users.values_mut().filter(|user| user.node == from) {
+            user.node = to.into();
+        }
+        for (_, node) in self.nodes.iter_mut().filter(|(name, _)| *name != to) {
+            if let Kind::CopyBeforeWrite { file, .. } = &mut node.kind
+                && file == from
+            {
+                *file = to.into();
+            }
+        }
+    }
+
+    /// Takes a filter out: its users use the node below again. Snapshot readers
+    /// must have gone.
+    ///
+    /// # Errors
+    ///
+    /// [`GraphError`] if it is no such filter, or somebody reads its snapshot.
+    pub async fn remove_copy_before_write(
+        &mut self,
+        shard: &Shard,
+        name: &str,
+    ) -> Result<(), GraphError> {
+        let Kind::CopyBeforeWrite { file, filter, .. } = &self.node(name)?.kind else {
+            return Err(GraphError::NoSnapshot(name.into()));
+        };
+        let (below, filter) = (file.clone(), Arc::clone(filter));
+        let has_reader = self
+            .nodes
+            .values()
+            .any(|node| matches!(&node.kind, Kind::SnapshotAccess { file, .. } if file == name));
+        if has_reader {
+            return Err(GraphError::InUse(name.into()));
+        }
+        let concerned = self.users_above(name);
+        self.drain(&concerned).await;
+        // A save that timed out may still write to the target.
+        filter.wait_for_saves_in_flight(shard).await;
+        self.redirect(name, &below);
+        self.nodes.remove(name);
+        self.relock();
+        self.resume(&concerned).await;
+        Ok(())
+    }
+
+    /// Gives a frozen bitmap back when the work that froze it has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`GraphError`] if there is no such bitmap or it is not frozen.
+    pub async fn end_bitmap(
+        &mut self,
+        node: &str,
+        bitmap: &str,
+        end: BitmapEnd,
+    ) -> Result<(), GraphError> {
+        self.change_bitmaps(node, |bitmaps| match end {
+            BitmapEnd::Abdicate => bitmaps.abdicate(bitmap),
+            BitmapEnd::Reclaim => bitmaps.reclaim(bitmap),
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Every node with bytes: do its users agree, here and in other processes?
+    fn check_permissions(&self) -> Result<(), GraphError> {
+        for (name, node) in &self.nodes {
+            let Kind::Image { file, .. } = &node.kind else {
+                continue;
+            };
+            let claims = self.claims_on(name);
+            check_claims(name, &claims)?;
+            if let Some(file) = file {
+                lock(file, &claims)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What everybody does, and minds, on the node at the bottom.
+    fn claims_on(&self, bottom: &str) -> Vec<(String, Access)> {
+        let used = self
+            .users
+            .values()
+            .filter(|user| self.passes_through(&user.node, bottom))
+            .map(|user| (user.name.clone(), user.access));
+        let as_target = self
+            .nodes
+            .iter()
+            .filter_map(|(name, node)| match &node.kind {
+                Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, bottom) => {
+                    // While the filter stands, the target is its own.
+                    let access = Access {
+                        read: true,
+                        write: true,
+                        alone_writing: true,
+                    };
+                    Some((format!("node '{name}' (uses it as 'target' child)"), access))
+                }
+                _ => None,
+            });
+        used.chain(as_target).collect()
+    }
+}
+
+fn image_on(shard: &Shard, protocol: Protocol, file: Option<File>) -> Kind {
+    let (size, writable) = (protocol.size(), protocol.is_writable());
+    let storage = Arc::new(Storage::new(protocol, shard.set().count()));
+    let raw = Raw::new(0, None, size).expect("all of a file lies inside it");
+    Kind::Image {
+        image: Arc::new(Image::new(Format::Raw(raw), storage)),
+        file,
+        writable,
+    }
+}
+
+fn size_of(kind: &Kind) -> u64 {
+    match kind {
+        Kind::Image { image, .. } | Kind::Raw { image, .. } => image.size(),
+        Kind::CopyBeforeWrite { filter, .. } => filter.size(),
+        Kind::SnapshotAccess { snapshot, .. } => snapshot.size(),
+    }
+}
+
+fn children(kind: &Kind) -> Vec<&str> {
+    match kind {
+        Kind::Image { .. } => Vec::new(),
+        Kind::Raw { file, .. } | Kind::SnapshotAccess { file, .. } => vec![file],
+        Kind::CopyBeforeWrite { file, target, .. } => vec![file, target],
+    }
+}
+
+/// Whoever writes must not meet anybody else who minds.
+fn check_claims(node: &str, claims: &[(String, Access)]) -> Result<(), GraphError> {
+    for (index, (writer, access)) in claims.iter().enumerate() {
+        let mut others = claims
+            .iter()
+            .enumerate()
+            .filter(|(other, _)| *other != index);
+        if access.write
+            && let Some((_, (other, _))) = others.find(|(_, (_, other))| other.alone_writing)
+        {
+            return Err(GraphError::Conflict {
+                node: node.into(),
+                writer: writer.clone(),
+                other: other.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The union of all claims, as other processes see it. Nobody resizes.
+fn lock(file: &File, claims: &[(String, Access)]) -> Result<(), GraphError> {
+    let any = |what: fn(&Access) -> bool| claims.iter().any(|(_, access)| what(access));
+    let permissions = |wanted: &[(bool, Permission)]| {
+        wanted
+            .iter()
+            .filter(|(wanted, _)| *wanted)
+            .map(|&(_, permission)| permission)
+            .collect()
+    };
+    let locks = Locks {
+        held: permissions(&[
+            (any(|access| access.read), Permission::ConsistentRead),
+            (any(|access| access.write), Permission::Write),
+        ]),
+        unshared: permissions(&[
+            (any(|access| access.alone_writing), Permission::Write),
+            (!claims.is_empty(), Permission::Resize),
+        ]),
+    };
+    file.lock(&locks).map_err(|error| GraphError::Lock {
+        path: file.path().display().to_string(),
+        error,
+    })
+}

@@ -1,0 +1,281 @@
+//! The backup job: copies a disk as it was when the job's copy-before-write
+//! filter was put above it.
+//!
+//! The job leaves *running* only when nothing is claimed any more and the
+//! target has been flushed. What was copied when it fails or is cancelled is
+//! what the filter's cells say.
+
+use std::sync::{Arc, OnceLock};
+
+use ringback_ring::{Shard, WaitQueue};
+
+use crate::copy::chunk::Copied;
+use crate::copy::pool::{Pool, Shape};
+use crate::copy::rate::Rate;
+use crate::filter::copy_before_write::CopyBeforeWrite;
+use crate::job::control::{Control, JobError, OnError};
+use crate::sync::{Ordering, fence};
+
+/// What the job itself copies. What the filter saves for guests is decided by
+/// the bitmap that the filter was made with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sync {
+    /// Everything that the filter holds: the whole disk, or what a bitmap says.
+    #[default]
+    Full,
+    /// Nothing: the filter works for guests until the job is cancelled, which
+    /// is then its normal end.
+    None,
+}
+
+/// Options of a backup.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// What the job copies.
+    pub sync: Sync,
+    /// Chunks in flight, 1 to 2^31 - 1.
+    pub max_workers: u32,
+    /// Bytes of a chunk; 0: no limit of its own.
+    pub max_chunk: u64,
+    /// Bytes a second; 0: no limit.
+    pub speed: u64,
+    /// Policy for read errors.
+    pub on_source_error: OnError,
+    /// Policy for write errors.
+    pub on_target_error: OnError,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            sync: Sync::Full,
+            max_workers: 64,
+            max_chunk: 0,
+            speed: 0,
+            on_source_error: OnError::Report,
+            on_target_error: OnError::Report,
+        }
+    }
+}
+
+/// Options that cannot be met. The texts are QEMU's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OptionError {
+    /// No worker at all, or too many.
+    #[error("max-workers must be between 1 and {}", i32::MAX)]
+    MaxWorkers,
+    /// Chunks are whole clusters.
+    #[error("Required max-chunk ({max_chunk}) is less than backup cluster size ({cluster_size})")]
+    MaxChunk {
+        /// As asked for.
+        max_chunk: u64,
+        /// Unit of copying.
+        cluster_size: u64,
+    },
+}
+
+/// How far a job is, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Copied, by the job or for guests.
+    pub offset: u64,
+    /// That plus what remains.
+    pub len: u64,
+}
+
+/// How a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Success, or why not.
+    pub result: Result<(), JobError>,
+    /// What the job's own workers moved.
+    pub copied: Copied,
+    /// From the start of the workers to the end of the flush, in nanoseconds.
+    pub duration_ns: u64,
+}
+
+/// A running backup, as its owner sees it.
+pub struct Backup {
+    filter: Arc<CopyBeforeWrite>,
+    control: Arc<Control>,
+    rate: Arc<Rate>,
+    pool: Arc<Pool>,
+    end: Arc<End>,
+}
+
+/// Where the outcome will be.
+#[derive(Default)]
+struct End {
+    outcome: OnceLock<Outcome>,
+    waiting: WaitQueue,
+}
+
+impl Backup {
+    /// Starts the job. The filter is above the disk already: its point in time
+    /// is the job's.
+    ///
+    /// # Errors
+    ///
+    /// [`OptionError`]; nothing has been started then.
+    pub fn start(
+        shard: &Shard,
+        filter: &Arc<CopyBeforeWrite>,
+        options: Options,
+    ) -> Result<Self, OptionError> {
+        check(&options, filter.cluster_size())?;
+        let shape = Shape::new(
+            options.max_workers,
+            options.max_chunk,
+            filter.cluster_size(),
+            shard.set().count(),
+            shard.arena().limit(),
+        );
+        let control = Arc::new(Control::new(
+            options.on_source_error,
+            options.on_target_error,
+        ));
+        let rate = Arc::new(Rate::new(options.speed));
+        let pool = Arc::new(Pool::new(
+            Arc::clone(filter),
+            Arc::clone(&control),
+            Arc::clone(&rate),
+            shape.chunk_clusters,
+        ));
+        let run = Run {
+            filter: Arc::clone(filter),
+            control: Arc::clone(&control),
+            pool: Arc::clone(&pool),
+            sync: options.sync,
+            workers: shape.workers,
+        };
+        let end = Arc::new(End::default());
+        let (here, ending) = (shard.clone(), Arc::clone(&end));
+        shard.spawn(async move {
+            let outcome = run.run(&here).await;
+            // One task runs the job: set once.
+            let _ = ending.outcome.set(outcome);
+            fence(Ordering::SeqCst);
+            ending.waiting.wake_all();
+        });
+        Ok(Self {
+            filter: Arc::clone(filter),
+            control,
+            rate,
+            pool,
+            end,
+        })
+    }
+
+    /// Pause, resume, cancel, events.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Changes the speed limit, in bytes a second; 0: none.
+    pub fn set_speed(&self, bytes_per_second: u64) {
+        self.rate.set_speed(bytes_per_second);
+        self.control.wake();
+    }
+
+    /// How far the job is.
+    pub fn progress(&self) -> Progress {
+        self.filter.progress()
+    }
+
+    /// What the job's own workers have moved so far.
+    pub fn copied(&self) -> Copied {
+        self.pool.copied()
+    }
+
+    /// How the job ended, if it has.
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.end.outcome.get().copied()
+    }
+
+    /// Waits for the end.
+    pub async fn ended(&self, shard: &Shard) -> Outcome {
+        shard
+            .wait(&[&self.end.waiting], None, || self.outcome().is_some())
+            .await;
+        self.outcome().expect("the wait ends with an outcome")
+    }
+}
+
+fn check(options: &Options, cluster_size: u64) -> Result<(), OptionError> {
+    if options.max_workers == 0 || i32::try_from(options.max_workers).is_err() {
+        return Err(OptionError::MaxWorkers);
+    }
+    if options.max_chunk != 0 && options.max_chunk < cluster_size {
+        return Err(OptionError::MaxChunk {
+            max_chunk: options.max_chunk,
+            cluster_size,
+        });
+    }
+    Ok(())
+}
+
+/// The job itself.
+struct Run {
+    filter: Arc<CopyBeforeWrite>,
+    control: Arc<Control>,
+    pool: Arc<Pool>,
+    sync: Sync,
+    workers: usize,
+}
+
+impl Run {
+    async fn run(self, shard: &Shard) -> Outcome {
+        let start = shard.now_ns();
+        let result = match self.sync {
+            Sync::Full => self.copy_all(shard).await,
+            Sync::None => self.serve_guests(shard).await,
+        };
+        let duration_ns = shard.now_ns() - start;
+        Outcome {
+            result,
+            copied: self.pool.copied(),
+            duration_ns,
+        }
+    }
+
+    async fn copy_all(&self, shard: &Shard) -> Result<(), JobError> {
+        loop {
+            self.pool.run(shard.set(), self.workers).await;
+            // A guest's save may still fail and leave its clusters to us.
+            self.filter.wait_for_saves_in_flight(shard).await;
+            if let Some(failure) = self.failure() {
+                return Err(failure);
+            }
+            if !self.filter.has_untouched() {
+                return self.flush(shard).await;
+            }
+        }
+    }
+
+    async fn serve_guests(&self, shard: &Shard) -> Result<(), JobError> {
+        let queues = [self.control.changes(), self.filter.breaks()];
+        let ended = || self.control.is_stopping() || self.filter.broken().is_some();
+        shard.wait(&queues, None, ended).await;
+        self.filter.wait_for_saves_in_flight(shard).await;
+        match self.failure() {
+            Some(JobError::Cancelled) | None => self.flush(shard).await,
+            Some(failure) => Err(failure),
+        }
+    }
+
+    /// A broken snapshot counts for more than whatever ended the workers.
+    fn failure(&self) -> Option<JobError> {
+        match self.filter.broken() {
+            Some(errno) => Some(JobError::SnapshotBroken(errno)),
+            None => self.control.failure(),
+        }
+    }
+
+    async fn flush(&self, shard: &Shard) -> Result<(), JobError> {
+        self.filter
+            .target()
+            .flush(shard)
+            .await
+            .map_err(JobError::Flush)
+    }
+}

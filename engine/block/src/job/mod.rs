@@ -1,0 +1,4 @@
+//! Long operations.
+
+pub mod backup;
+pub mod control;

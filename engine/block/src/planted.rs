@@ -1,0 +1,58 @@
+//! Deliberate faults, for showing that the tests would find real ones.
+//!
+//! Each fault is a place in the engine where the wrong thing is done if a test
+//! has planted it on its thread. Outside debug builds there is no way to plant,
+//! and every question is a constant `false`.
+
+/// One deliberate fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A guest write looks at the register of readers before the cluster is
+    /// *closing*, and not again.
+    ScanBeforeClosing,
+    /// A guest write takes *saved* for *passed*.
+    ShortCutOnSaved,
+    /// *passed* is set before the readers have left.
+    PassBeforeScan,
+    /// A dirty bitmap is marked after the write was acknowledged.
+    MarkAfterAcknowledgement,
+    /// The snapshot is called broken only after the unsaved write went out.
+    BrokenStoredLate,
+    /// A save that timed out gives its claim back while its I/O is under way.
+    TimeoutFreesCell,
+    /// A cancelled worker keeps its claim.
+    ClaimLeakedOnCancel,
+    /// Unaligned writes do not wait for each other.
+    UnalignedNotSerialised,
+}
+
+#[cfg(debug_assertions)]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Fault>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a fault on this thread until the guard is dropped.
+#[cfg(debug_assertions)]
+pub fn plant(fault: Fault) -> impl Drop {
+    struct Uproot;
+    impl Drop for Uproot {
+        fn drop(&mut self) {
+            PLANTED.set(None);
+        }
+    }
+    PLANTED.set(Some(fault));
+    Uproot
+}
+
+/// Whether a test has planted this fault here.
+#[cfg(debug_assertions)]
+pub(crate) fn is(fault: Fault) -> bool {
+    PLANTED.get() == Some(fault)
+}
+
+/// Whether a test has planted this fault here: never, in this build.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub(crate) const fn is(_: Fault) -> bool {
+    false
+}

@@ -1,0 +1,227 @@
+//! Where requests enter a disk: one port a shard, with a gate.
+//!
+//! What serves a disk (an export, a guest load) asks an [`Attachment`] for the
+//! port of its shard and sends every request through it. The control side
+//! replaces the path behind all ports at once: each shard closes its gate, lets
+//! what is in flight end, takes the new path, opens again.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ringback_ring::{Buf, IoResult, LocalQueue, Shard, Shards};
+
+use crate::extent::Extent;
+use crate::metrics::{Class, Metrics};
+use crate::path::Path;
+use crate::span::Span;
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
+/// One user's hold on a node, on all shards.
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    id: u64,
+    shards: Shards,
+    /// What a shard takes that meets this attachment for the first time.
+    first: Arc<Path>,
+}
+
+/// The ports of one shard, by attachment.
+#[derive(Default)]
+struct Ports {
+    by_id: RefCell<BTreeMap<u64, Rc<Port>>>,
+}
+
+impl Attachment {
+    /// Opens ports with this path on every shard.
+    pub async fn new(shards: &Shards, path: Path) -> Self {
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let this = Self {
+            id,
+            shards: shards.clone(),
+            first: Arc::new(path),
+        };
+        let attachment = this.clone();
+        shards
+            .on_each(move |shard| {
+                let attachment = attachment.clone();
+                async move { attachment.make_port(&shard) }
+            })
+            .await;
+        this
+    }
+
+    fn make_port(&self, shard: &Shard) {
+        let port = Port {
+            path: RefCell::new(Rc::new(self.first.as_ref().clone())),
+            closed: Cell::new(false),
+            in_flight: Cell::new(0),
+            waiting: LocalQueue::new(),
+            emptied: LocalQueue::new(),
+        };
+        shard
+            .local::<Ports>()
+            .by_id
+            .borrow_mut()
+            .insert(self.id, Rc::new(port));
+    }
+
+    /// The port of the caller's shard.
+    ///
+    /// # Panics
+    ///
+    /// After [`Attachment::detach`].
+    pub fn port(&self, shard: &Shard) -> Rc<Port> {
+        let ports = shard.local::<Ports>();
+        let port = ports.by_id.borrow().get(&self.id).map(Rc::clone);
+        port.expect("an attachment has a port on every shard until it is detached")
+    }
+
+    /// Closes every gate and waits until nothing is in flight behind them.
+    pub async fn drain(&self) {
+        let attachment = self.clone();
+        self.shards
+            .on_each(move |shard| {
+                let port = attachment.port(&shard);
+                async move { port.drain().await }
+            })
+            .await;
+    }
+
+    /// Opens every gate again, onto a new path if one is given.
+    pub async fn resume(&self, path: Option<Path>) {
+        let attachment = self.clone();
+        self.shards
+            .on_each(move |shard| {
+                let port = attachment.port(&shard);
+                let path = path.clone();
+                async move { port.resume(path) }
+            })
+            .await;
+    }
+
+    /// Drains and takes the ports away.
+    pub async fn detach(self) {
+        self.drain().await;
+        let id = self.id;
+        self.shards
+            .on_each(move |shard| async move {
+                shard.local::<Ports>().by_id.borrow_mut().remove(&id);
+            })
+            .await;
+    }
+}
+
+/// One shard's entrance to a disk.
+pub struct Port {
+    path: RefCell<Rc<Path>>,
+    closed: Cell<bool>,
+    in_flight: Cell<usize>,
+    /// Requests that met a closed gate.
+    waiting: LocalQueue,
+    /// A drain that waits for the last request.
+    emptied: LocalQueue,
+}
+
+/// A request behind the gate, until dropped.
+struct Passage<'a> {
+    port: &'a Port,
+    path: Rc<Path>,
+}
+
+impl Drop for Passage<'_> {
+    fn drop(&mut self) {
+        self.port.in_flight.set(self.port.in_flight.get() - 1);
+        if self.port.in_flight.get() == 0 {
+            self.port.emptied.wake_all();
+        }
+    }
+}
+
+impl Port {
+    async fn enter(&self, shard: &Shard) -> Passage<'_> {
+        if self.closed.get() {
+            let since = shard.now_ns();
+            self.waiting.wait_until(|| !self.closed.get()).await;
+            shard
+                .local::<Metrics>()
+                .record(Class::DrainPause, shard.now_ns() - since);
+        }
+        self.in_flight.set(self.in_flight.get() + 1);
+        Passage {
+            port: self,
+            path: Rc::clone(&self.path.borrow()),
+        }
+    }
+
+    async fn drain(&self) {
+        self.closed.set(true);
+        self.emptied.wait_until(|| self.in_flight.get() == 0).await;
+    }
+
+    fn resume(&self, path: Option<Path>) {
+        if let Some(path) = path {
+            debug_assert!(self.closed.get() && self.in_flight.get() == 0);
+            *self.path.borrow_mut() = Rc::new(path);
+        }
+        self.closed.set(false);
+        self.waiting.wake_all();
+    }
+
+    /// Size of the disk in bytes.
+    pub fn size(&self) -> u64 {
+        self.path.borrow().size()
+    }
+
+    /// Reads; see [`Path::read`].
+    pub async fn read(
+        &self,
+        shard: &Shard,
+        offset: u64,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        let passage = self.enter(shard).await;
+        passage.path.read(shard, offset, buf, window).await
+    }
+
+    /// Writes; see [`Path::write`].
+    pub async fn write(
+        &self,
+        shard: &Shard,
+        offset: u64,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        let passage = self.enter(shard).await;
+        passage.path.write(shard, offset, buf, window).await
+    }
+
+    /// Zeroes; see [`Path::write_zeroes`].
+    pub async fn write_zeroes(&self, shard: &Shard, span: Span, may_unmap: bool) -> IoResult<()> {
+        let passage = self.enter(shard).await;
+        passage.path.write_zeroes(shard, span, may_unmap).await
+    }
+
+    /// Discards; see [`Path::discard`].
+    pub async fn discard(&self, shard: &Shard, span: Span) -> IoResult<()> {
+        let passage = self.enter(shard).await;
+        passage.path.discard(shard, span).await
+    }
+
+    /// Flushes; see [`Path::flush`].
+    pub async fn flush(&self, shard: &Shard) -> IoResult<()> {
+        let passage = self.enter(shard).await;
+        passage.path.flush(shard).await
+    }
+
+    /// Looks; see [`Path::extent`].
+    pub async fn extent(&self, shard: &Shard, span: Span) -> IoResult<Extent> {
+        let passage = self.enter(shard).await;
+        passage.path.extent(shard, span).await
+    }
+}

@@ -1,0 +1,126 @@
+//! Where bytes end up: the bottom of every path.
+//!
+//! A protocol moves whole, aligned ranges: it goes on after short transfers,
+//! tries again where the kernel says so, and reads zeroes behind the end of a
+//! file. Alignment itself is the business of [`crate::storage`].
+
+mod file;
+mod null;
+
+use std::ops::Range;
+
+use ringback_ring::{Buf, IoResult, Shard};
+
+pub use file::FileProtocol;
+pub use null::NullProtocol;
+
+use crate::extent::Extent;
+
+/// The protocols that ringback has.
+#[derive(Debug)]
+pub enum Protocol {
+    /// A regular file or a block device.
+    File(FileProtocol),
+    /// Nothing: writes go nowhere, reads bring nothing or zeroes.
+    Null(NullProtocol),
+}
+
+impl Protocol {
+    /// Reads a whole window.
+    pub(crate) async fn read(
+        &self,
+        shard: &Shard,
+        offset: u64,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        match self {
+            Self::File(file) => file.read(shard, offset, buf, window).await,
+            Self::Null(null) => null.read(shard, buf, window).await,
+        }
+    }
+
+    /// Writes a whole window.
+    pub(crate) async fn write(
+        &self,
+        shard: &Shard,
+        offset: u64,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        match self {
+            Self::File(file) => file.write(shard, offset, buf, window).await,
+            Self::Null(null) => (null.pause(shard).await, buf),
+        }
+    }
+
+    /// Makes a range read as zeroes. False: this protocol cannot, write them.
+    pub(crate) async fn write_zeroes(
+        &self,
+        shard: &Shard,
+        offset: u64,
+        len: u64,
+        may_unmap: bool,
+    ) -> IoResult<bool> {
+        match self {
+            Self::File(file) => file.write_zeroes(shard, offset, len, may_unmap).await,
+            Self::Null(_) => Ok(false),
+        }
+    }
+
+    /// A hint that the range may be forgotten.
+    pub(crate) async fn discard(&self, shard: &Shard, offset: u64, len: u64) -> IoResult<()> {
+        match self {
+            Self::File(file) => file.discard(shard, offset, len).await,
+            Self::Null(_) => Ok(()),
+        }
+    }
+
+    /// Makes acknowledged writes durable.
+    pub(crate) async fn flush(&self, shard: &Shard) -> IoResult<()> {
+        match self {
+            Self::File(file) => file.flush(shard).await,
+            Self::Null(null) => null.pause(shard).await,
+        }
+    }
+
+    /// What is at `offset`; looks at most `len` bytes (at least 1) far.
+    pub(crate) async fn extent(&self, shard: &Shard, offset: u64, len: u64) -> IoResult<Extent> {
+        match self {
+            Self::File(file) => file.extent(shard, offset, len).await,
+            Self::Null(null) => Ok(null.extent(len)),
+        }
+    }
+
+    /// Size in bytes, rounded up to whole sectors.
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::File(file) => file.size(),
+            Self::Null(null) => null.size(),
+        }
+    }
+
+    /// Unit of offsets and lengths, a power of two.
+    pub fn request_alignment(&self) -> u64 {
+        match self {
+            Self::File(file) => file.request_alignment(),
+            Self::Null(_) => 1,
+        }
+    }
+
+    /// Unit of addresses, a power of two.
+    pub(crate) fn memory_alignment(&self) -> usize {
+        match self {
+            Self::File(file) => file.memory_alignment(),
+            Self::Null(_) => 1,
+        }
+    }
+
+    /// Whether writes are possible.
+    pub fn is_writable(&self) -> bool {
+        match self {
+            Self::File(file) => file.file().geometry().writable,
+            Self::Null(_) => true,
+        }
+    }
+}

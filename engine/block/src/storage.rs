@@ -1,0 +1,242 @@
+//! One protocol seen as a disk of bytes: any offset, any length.
+//!
+//! The device's alignment ends here. A request that is aligned goes straight
+//! down; any other is cut into a head, an aligned body and a tail, and head and
+//! tail are read, changed and written back under the rules of
+//! [`crate::in_flight`].
+
+use std::ops::Range;
+
+use ringback_ring::{Buf, IoResult, Shard};
+
+use crate::extent::Extent;
+use crate::in_flight::InFlight;
+use crate::protocol::Protocol;
+use crate::span::Span;
+use crate::units::in_memory;
+
+/// Zeroes are written from one buffer of this size where the protocol has no
+/// better way.
+const ZERO_BUFFER: u64 = 1 << 20;
+
+/// A protocol without its alignment.
+#[derive(Debug)]
+pub struct Storage {
+    protocol: Protocol,
+    in_flight: InFlight,
+    unit: u64,
+    memory_unit: usize,
+}
+
+impl Storage {
+    /// A storage that `shards` shards will use.
+    pub fn new(protocol: Protocol, shards: usize) -> Self {
+        let (unit, memory_unit) = (protocol.request_alignment(), protocol.memory_alignment());
+        Self {
+            protocol,
+            in_flight: InFlight::new(shards),
+            unit,
+            memory_unit,
+        }
+    }
+
+    /// What is below.
+    pub fn protocol(&self) -> &Protocol {
+        &self.protocol
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.protocol.size()
+    }
+
+    /// Whether the device takes this transfer as it is.
+    fn is_aligned(&self, span: Span, window: &Range<usize>) -> bool {
+        span.is_aligned(self.unit) && window.start.is_multiple_of(self.memory_unit)
+    }
+
+    /// Reads `span` into a window of the same length.
+    pub(crate) async fn read(
+        &self,
+        shard: &Shard,
+        span: Span,
+        mut buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        if self.is_aligned(span, &window) {
+            return self.protocol.read(shard, span.offset, buf, window).await;
+        }
+        let wide = span.widen(self.unit);
+        let bounce = shard.buffer_now(in_memory(wide.len));
+        let whole = 0..in_memory(wide.len);
+        let (result, bounce) = self.protocol.read(shard, wide.offset, bounce, whole).await;
+        if result.is_ok() {
+            let start = in_memory(span.offset - wide.offset);
+            buf[window.clone()].copy_from_slice(&bounce[start..start + window.len()]);
+        }
+        (result, buf)
+    }
+
+    /// Writes a window to `span`, of the same length.
+    pub(crate) async fn write(
+        &self,
+        shard: &Shard,
+        span: Span,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        if self.unit == 1 {
+            return self.protocol.write(shard, span.offset, buf, window).await;
+        }
+        if self.is_aligned(span, &window) {
+            let _turn = self.in_flight.enter_shared(shard, span).await;
+            return self.protocol.write(shard, span.offset, buf, window).await;
+        }
+        let result = self
+            .write_widened(shard, span, |bytes| bytes.copy_from_slice(&buf[window]))
+            .await;
+        (result, buf)
+    }
+
+    /// Read, modify, write on whole units, alone on them.
+    async fn write_widened(
+        &self,
+        shard: &Shard,
+        span: Span,
+        modify: impl FnOnce(&mut [u8]),
+    ) -> IoResult<()> {
+        let wide = span.widen(self.unit);
+        let whole = 0..in_memory(wide.len);
+        let mut bounce = shard.buffer_now(whole.len());
+        let _turn = self.in_flight.enter_exclusive(shard, wide).await;
+        // Only the first and the last unit keep old bytes. Between them there
+        // is nothing to read.
+        let edge = in_memory(self.unit);
+        let result;
+        if wide.len <= 2 * self.unit {
+            (result, bounce) = self
+                .protocol
+                .read(shard, wide.offset, bounce, whole.clone())
+                .await;
+            result?;
+        } else {
+            let head;
+            (head, bounce) = self
+                .protocol
+                .read(shard, wide.offset, bounce, 0..edge)
+                .await;
+            head?;
+            let tail = whole.end - edge..whole.end;
+            (result, bounce) = self
+                .protocol
+                .read(shard, wide.end() - self.unit, bounce, tail)
+                .await;
+            result?;
+        }
+        let start = in_memory(span.offset - wide.offset);
+        modify(&mut bounce[start..start + in_memory(span.len)]);
+        self.protocol
+            .write(shard, wide.offset, bounce, whole)
+            .await
+            .0
+    }
+
+    /// Makes `span` read as zeroes.
+    pub(crate) async fn write_zeroes(
+        &self,
+        shard: &Shard,
+        span: Span,
+        may_unmap: bool,
+    ) -> IoResult<()> {
+        for part in head_body_tail(span, self.unit) {
+            if part.is_aligned(self.unit) {
+                self.zero_aligned(shard, part, may_unmap).await?;
+            } else {
+                self.write_widened(shard, part, |bytes| bytes.fill(0))
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn zero_aligned(&self, shard: &Shard, span: Span, may_unmap: bool) -> IoResult<()> {
+        let _turn = match self.unit {
+            1 => None,
+            _ => Some(self.in_flight.enter_shared(shard, span).await),
+        };
+        if self
+            .protocol
+            .write_zeroes(shard, span.offset, span.len, may_unmap)
+            .await?
+        {
+            return Ok(());
+        }
+        let mut buf = shard.buffer_now(in_memory(span.len.min(ZERO_BUFFER)));
+        buf.fill(0);
+        for piece in span.pieces(ZERO_BUFFER) {
+            let window = 0..in_memory(piece.len);
+            let result;
+            (result, buf) = self.protocol.write(shard, piece.offset, buf, window).await;
+            result?;
+        }
+        Ok(())
+    }
+
+    /// A hint; only whole units are passed on.
+    pub(crate) async fn discard(&self, shard: &Shard, span: Span) -> IoResult<()> {
+        let inner = span.shrink(self.unit);
+        if inner.is_empty() {
+            return Ok(());
+        }
+        let _turn = match self.unit {
+            1 => None,
+            _ => Some(self.in_flight.enter_shared(shard, inner).await),
+        };
+        self.protocol.discard(shard, inner.offset, inner.len).await
+    }
+
+    pub(crate) async fn flush(&self, shard: &Shard) -> IoResult<()> {
+        self.protocol.flush(shard).await
+    }
+
+    pub(crate) async fn extent(&self, shard: &Shard, span: Span) -> IoResult<Extent> {
+        self.protocol.extent(shard, span.offset, span.len).await
+    }
+}
+
+/// Up to three parts, in order: what precedes the first whole unit, the whole
+/// units, what follows the last. A span inside one unit is one part.
+fn head_body_tail(span: Span, unit: u64) -> impl Iterator<Item = Span> {
+    let body = span.shrink(unit);
+    let parts = if body.is_empty() {
+        [span, Span::default(), Span::default()]
+    } else {
+        [
+            Span::between(span.offset, body.offset),
+            body,
+            Span::between(body.end(), span.end()),
+        ]
+    };
+    parts.into_iter().filter(|part| !part.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(offset: u64, len: u64) -> Vec<(u64, u64)> {
+        head_body_tail(Span::new(offset, len), 512)
+            .map(|part| (part.offset, part.len))
+            .collect()
+    }
+
+    #[test]
+    fn requests_are_cut_at_whole_units() {
+        assert_eq!(parts(0, 1024), [(0, 1024)]);
+        assert_eq!(parts(100, 10), [(100, 10)]);
+        assert_eq!(parts(100, 1000), [(100, 412), (512, 512), (1024, 76)]);
+        assert_eq!(parts(512, 600), [(512, 512), (1024, 88)]);
+        assert_eq!(parts(500, 20), [(500, 20)]);
+        assert_eq!(parts(7, 0), []);
+    }
+}

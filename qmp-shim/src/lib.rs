@@ -1,0 +1,40 @@
+//! The language of control: what a person or a management program writes to say
+//! which nodes there are, and the words in which a mistake is answered.
+//!
+//! The shim stands between that language, which is QEMU's, and the engine's plain
+//! types. It opens no file, reads no clock and knows no block graph: text goes in,
+//! a checked value or an error comes out. Whatever needs the outside world (is there
+//! such a file, is there such a node) is asked later, by the engine.
+//!
+//! What is here now:
+//!
+//! - [`keyval`]: `driver=raw,file.driver=file,...`, and the JSON object that may stand
+//!   in its place;
+//! - [`json`]: JSON as QEMU reads it, with its error texts and its limits;
+//! - [`visit`]: reading typed members out of either form;
+//! - [`blockdev`]: the options of a node, which is what `--blockdev` and `blockdev-add`
+//!   take;
+//! - [`size`] and [`number`]: `64k`, `1.5G`, `0x200`;
+//! - [`error`]: everything that can be wrong.
+//!
+//! # The contract
+//!
+//! Error texts which scripts can depend on are those of qemu-storage-daemon 10.0, and a
+//! differential test holds both against each other. Where an error is our own (a limit,
+//! a driver or option that ringback lacks), it says what to do instead.
+//!
+//! Every text is hostile until read: its size, its depth and the length of a key are
+//! bounded, and no parser here recurses deeper than a stated limit.
+
+#![forbid(unsafe_code)]
+
+pub mod blockdev;
+pub mod error;
+pub mod json;
+pub mod keyval;
+pub mod number;
+pub mod size;
+pub mod visit;
+
+pub use blockdev::BlockdevOptions;
+pub use error::OptionError;
