@@ -3,6 +3,8 @@
 //! `RINGBACK_SIM_SEED=N` replays one seed; `RINGBACK_SIM_COUNT=N` runs that
 //! many instead of a thousand.
 
+#![expect(clippy::cast_possible_truncation, reason = "simulated disks are small")]
+
 mod model;
 mod scenario;
 

@@ -223,7 +223,8 @@ impl Run {
         if self.plan.with_bitmap {
             self.add_bitmap(&mut graph).await;
             let recorder = recorder(&graph);
-            self.guests(shard, &disk, &mut random, recorder).await;
+            self.guests(shard, &disk, &mut random, recorder.as_ref())
+                .await;
         }
         let phase = self.spawn_guests(shard, &disk, &mut random, None, true);
         shard.sleep_ns(random.below(3_000_000)).await;
@@ -244,7 +245,8 @@ impl Run {
         // The gates are open, the filter is gone: guests go on.
         lock(&self.model).stopping = false;
         let recorder = recorder(&graph);
-        self.guests(shard, &disk, &mut random, recorder).await;
+        self.guests(shard, &disk, &mut random, recorder.as_ref())
+            .await;
         Outcome {
             backup_succeeded,
             wanted,
@@ -295,7 +297,7 @@ impl Run {
         shard: &Shard,
         disk: &Attachment,
         random: &mut Random,
-        recorder: Option<Arc<DirtyBitmap>>,
+        recorder: Option<&Arc<DirtyBitmap>>,
         endless: bool,
     ) -> Vec<ringback_ring::remote::Answer<()>> {
         let set = shard.set();
@@ -306,7 +308,7 @@ impl Run {
                     plan: self.plan.clone(),
                     model: Arc::clone(&self.model),
                     random: Random::new(random.bits()),
-                    recorder: recorder.clone(),
+                    recorder: recorder.cloned(),
                     endless,
                 };
                 let disk = disk.clone();
@@ -324,7 +326,7 @@ impl Run {
         shard: &Shard,
         disk: &Attachment,
         random: &mut Random,
-        recorder: Option<Arc<DirtyBitmap>>,
+        recorder: Option<&Arc<DirtyBitmap>>,
     ) {
         for guest in self.spawn_guests(shard, disk, random, recorder, false) {
             guest.await.expect("it ends");

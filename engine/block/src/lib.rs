@@ -32,8 +32,10 @@ pub mod path;
 pub mod planted;
 pub mod port;
 pub mod protocol;
-mod register;
+pub mod register;
+#[cfg(test)]
+mod register_tests;
 pub mod span;
 pub mod storage;
-mod sync;
+pub mod sync;
 pub mod units;

@@ -48,7 +48,7 @@ use std::task::Poll;
 const SLOTS_MAX: usize = 64;
 
 /// Readers in flight, of all shards.
-pub(crate) struct Register {
+pub struct Register {
     shards: Box<[Shard]>,
 }
 
@@ -78,7 +78,7 @@ struct Slot {
 /// A reader's right to read its range. It must come back through [`Register::leave`].
 #[derive(Debug)]
 #[must_use = "writers wait until the ticket is given back"]
-pub(crate) struct Ticket {
+pub struct Ticket {
     shard: usize,
     slot: usize,
     generation: u64,
@@ -95,7 +95,7 @@ impl Drop for Ticket {
 
 /// A reader that a scan found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Reader {
+pub struct Reader {
     shard: usize,
     slot: usize,
     generation: u64,
@@ -111,12 +111,12 @@ impl std::fmt::Debug for Register {
 
 impl Register {
     /// A register for `shards` shards.
-    pub(crate) fn new(shards: usize) -> Self {
+    pub fn new(shards: usize) -> Self {
         Self::with_slots(shards, SLOTS_MAX)
     }
 
     /// A register with fewer slots a shard than there are bits in a word.
-    pub(crate) fn with_slots(shards: usize, slots: usize) -> Self {
+    pub fn with_slots(shards: usize, slots: usize) -> Self {
         assert!(
             (1..=SLOTS_MAX).contains(&slots),
             "{slots} slots for a word of {SLOTS_MAX} bits"
@@ -129,19 +129,19 @@ impl Register {
     /// Enters a reader of `start..end`. Afterwards it looks at the gate, with no fence of its own.
     ///
     /// To be called on `shard` itself. None when all slots are in use; [`Register::enter`] waits.
-    pub(crate) fn try_enter(&self, shard: usize, start: u64, end: u64) -> Option<Ticket> {
+    pub fn try_enter(&self, shard: usize, start: u64, end: u64) -> Option<Ticket> {
         let home = &self.shards[shard];
         // Relaxed: only this shard, so this thread, stores here.
         let live = home.live.load(Ordering::Relaxed);
         let index = usize::try_from(live.trailing_ones()).expect("at most 64");
         let slot = home.slots.get(index)?;
         let generation = slot.generation.load(Ordering::Relaxed) + 1;
-        // Release, for a scan that still saw the last reader's bit and finds these bounds: it may
-        // conclude that this reader has left, and must come after its reads.
+        // Release, all three: a scan that still saw the last reader's bit and finds one of these
+        // concludes that this reader has left, and must come after its reads.
         slot.start.store(start, Ordering::Release);
         slot.end.store(end, Ordering::Release);
         slot.generation.store(generation, Ordering::Release);
-        // After the bounds: who sees the bit sees them.
+        // After the bounds: who sees the bit sees them, not those of the last reader.
         let before = home.live.fetch_or(1 << index, Ordering::Release);
         assert!(before == live, "a shard entered a reader for shard {shard}");
         // Before the caller looks at the gate; pairs with the fence of a scan.
@@ -156,7 +156,7 @@ impl Register {
     }
 
     /// Enters a reader of `start..end` as soon as a slot is free. Polled on `shard` only.
-    pub(crate) async fn enter(&self, shard: usize, start: u64, end: u64) -> Ticket {
+    pub async fn enter(&self, shard: usize, start: u64, end: u64) -> Ticket {
         poll_fn(|context| {
             if let Some(ticket) = self.try_enter(shard, start, end) {
                 return Poll::Ready(ticket);
@@ -170,7 +170,7 @@ impl Register {
 
     /// A reader has found out, or read so much, that from now on it reads `start..end` only, a
     /// part of the range before. An empty range is allowed.
-    pub(crate) fn shrink(&self, ticket: &Ticket, start: u64, end: u64) {
+    pub fn shrink(&self, ticket: &Ticket, start: u64, end: u64) {
         let slot = &self.shards[ticket.shard].slots[ticket.slot];
         let start_before = slot.start.load(Ordering::Relaxed);
         let end_before = slot.end.load(Ordering::Relaxed);
@@ -188,7 +188,7 @@ impl Register {
     }
 
     /// A reader has read its last byte.
-    pub(crate) fn leave(&self, ticket: Ticket) {
+    pub fn leave(&self, ticket: Ticket) {
         let home = &self.shards[ticket.shard];
         let slot = &home.slots[ticket.slot];
         // Release: all that was read comes before the writer's write. Before the bit, so that a
@@ -204,14 +204,14 @@ impl Register {
 
     /// Some reader in flight that overlaps `start..end`. The caller has closed the gate before;
     /// the fence is inside.
-    pub(crate) fn overlapping(&self, start: u64, end: u64) -> Option<Reader> {
+    pub fn overlapping(&self, start: u64, end: u64) -> Option<Reader> {
         self.fence_then_scan(start, end).next()
     }
 
     /// Waits for the readers that overlap `start..end` and are in flight when this is first
     /// polled. The caller has closed the gate before; the fence is inside. With no such reader it
     /// is ready at once and allocates nothing.
-    pub(crate) async fn wait_clear(&self, start: u64, end: u64) {
+    pub async fn wait_clear(&self, start: u64, end: u64) {
         // All of one scan, taken down at once: a second scan would find newcomers.
         let readers: Vec<Reader> = self.fence_then_scan(start, end).collect();
         for reader in readers {
@@ -220,7 +220,7 @@ impl Register {
     }
 
     /// Whether a reader found by a scan has left, or does not overlap `start..end` any more.
-    pub(crate) fn has_left(&self, reader: Reader, start: u64, end: u64) -> bool {
+    pub fn has_left(&self, reader: Reader, start: u64, end: u64) -> bool {
         let slot = &self.shards[reader.shard].slots[reader.slot];
         // Bounds of a later generation may be taken for this one's. If they do not overlap, this
         // reader has left; if they do, the second look of the wait tells.

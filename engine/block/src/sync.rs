@@ -4,22 +4,22 @@
 //! `crate::sync` and nothing of `std::sync`. A model crate includes those very files beside a
 //! `sync` of loom's, so that what the model checker passes is what runs.
 
-pub(crate) use crossbeam::utils::CachePadded;
-pub(crate) use ringback_ring::WaitQueue;
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering, fence};
+pub use crossbeam::utils::CachePadded;
+pub use ringback_ring::WaitQueue;
+pub use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering, fence};
 
 /// `count` words, all zero, in memory that the kernel provides page by page on the first write.
 ///
 /// None when there is not so much address space: a disk's size is the user's, so this must not
 /// end the process.
-pub(crate) fn zeroed_words(count: usize) -> Option<Box<[AtomicU64]>> {
+pub fn zeroed_words(count: usize) -> Option<Box<[AtomicU64]>> {
     bytemuck::allocation::try_zeroed_slice_box(count).ok()
 }
 
 /// A step of an algorithm that the model checker leaves out on purpose, to prove that it would
 /// notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// A reader registers and looks at the states without a fence in between.
     ReaderFenceMissing,
     /// A writer scans the register without a fence after its last swing.
@@ -46,6 +46,6 @@ pub(crate) enum Fault {
 
 /// Whether `fault` is planted. Never here: the answer is a constant, and the branch is gone.
 #[inline(always)]
-pub(crate) const fn planted(_fault: Fault) -> bool {
+pub const fn planted(_fault: Fault) -> bool {
     false
 }

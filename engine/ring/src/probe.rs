@@ -198,7 +198,8 @@ pub(crate) fn usable(masked: &[Feature]) -> Result<Features, Unavailable> {
     Ok(features)
 }
 
-fn kernel_release() -> String {
+/// What `uname -r` says.
+pub fn kernel_release() -> String {
     nix::sys::utsname::uname().map_or_else(
         |_| "unknown".into(),
         |name| name.release().to_string_lossy().into_owned(),

@@ -366,6 +366,7 @@ struct ThreadStart {
 type Started = remote::Giver<Result<Features, StartError>>;
 
 fn shard_main(set: &Shards, start: &ThreadStart, started: Started, all_stopped: &Barrier) {
+    precise_timers();
     if let Some(core) = start.core {
         pin_to(core);
     }
@@ -417,6 +418,12 @@ pub fn available_cores() -> Vec<usize> {
             .collect(),
         Err(_) => Vec::new(),
     }
+}
+
+/// The kernel may otherwise be 50 microseconds late with every timer, which is
+/// as long as a request takes. Best effort.
+fn precise_timers() {
+    let _ = nix::sys::prctl::set_timerslack(1);
 }
 
 /// Best effort: a shard that cannot be pinned runs all the same.

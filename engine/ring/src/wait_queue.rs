@@ -95,3 +95,81 @@ impl LocalQueue {
         .await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    #[derive(Default)]
+    struct Count {
+        woken: AtomicUsize,
+    }
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.woken.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Pushes itself again whenever it is woken.
+    struct Again {
+        queue: Arc<WaitQueue>,
+        woken: AtomicUsize,
+    }
+
+    impl Wake for Again {
+        fn wake(self: Arc<Self>) {
+            self.woken.fetch_add(1, Ordering::Relaxed);
+            let queue = Arc::clone(&self.queue);
+            queue.push(Waker::from(self));
+        }
+    }
+
+    #[test]
+    fn all_who_wait_are_woken_once() {
+        let queue = WaitQueue::new();
+        let count = Arc::new(Count::default());
+        queue.wake_all();
+        for _ in 0..100 {
+            queue.push(Waker::from(Arc::clone(&count)));
+        }
+        queue.wake_all();
+        queue.wake_all();
+        assert_eq!(count.woken.load(Ordering::Relaxed), 100);
+    }
+
+    #[test]
+    fn a_waiter_that_pushes_again_does_not_keep_the_waker_busy() {
+        let queue = Arc::new(WaitQueue::new());
+        let again = Arc::new(Again {
+            queue: Arc::clone(&queue),
+            woken: AtomicUsize::new(0),
+        });
+        queue.push(Waker::from(Arc::clone(&again)));
+        queue.wake_all();
+        assert_eq!(again.woken.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn pushes_from_many_threads_all_arrive() {
+        let queue = WaitQueue::new();
+        let count = Arc::new(Count::default());
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        queue.push(Waker::from(Arc::clone(&count)));
+                    }
+                });
+            }
+            for _ in 0..100 {
+                queue.wake_all();
+            }
+        });
+        queue.wake_all();
+        assert_eq!(count.woken.load(Ordering::Relaxed), 4000);
+    }
+}

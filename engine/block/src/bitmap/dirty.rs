@@ -30,9 +30,7 @@ const GRANULARITY_MAX: u64 = 2 << 30;
 /// Largest disk, in bytes: offsets are signed elsewhere.
 const SIZE_MAX: u64 = (1 << 63) - 1;
 /// Granules in a leaf word.
-const WORD_BITS: u64 = 64;
-/// Budget of the loops that have no reason to stop between slices.
-const SLICE_WORDS: u64 = 1 << 16;
+pub(super) const WORD_BITS: u64 = 64;
 
 /// A range of bytes with one answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,12 +45,12 @@ pub struct Area {
 #[derive(Debug)]
 pub struct DirtyBitmap {
     // Fixed.
-    size: u64,
-    granularity_bits: u32,
+    pub(super) size: u64,
+    pub(super) granularity_bits: u32,
     // Shared by all shards.
-    words: Words,
+    pub(super) words: Words,
     /// Dirty granules, as each shard has turned them; one alone may be negative.
-    counts: Box<[CachePadded<AtomicI64>]>,
+    pub(super) counts: Box<[CachePadded<AtomicI64>]>,
 }
 
 impl DirtyBitmap {
@@ -89,20 +87,6 @@ impl DirtyBitmap {
     /// Memory that is refused.
     pub fn fresh(&self) -> Result<Self, BitmapError> {
         Self::new(self.size, self.granularity(), self.counts.len())
-    }
-
-    /// A copy for a disk of another size; what is added is clean, what is cut off forgotten.
-    ///
-    /// # Errors
-    ///
-    /// A size beyond 2^63 - 1, or memory that is refused.
-    pub fn resized(&self, size: u64) -> Result<Self, BitmapError> {
-        let other = Self::new(size, self.granularity(), self.counts.len())?;
-        let mut from = Some(0);
-        while let Some(offset) = from {
-            from = other.merge_words(0, self, offset, SLICE_WORDS);
-        }
-        Ok(other)
     }
 
     /// Size of the disk, in bytes.
@@ -178,46 +162,6 @@ impl DirtyBitmap {
         self.resume(start, len)
     }
 
-    /// Marks here what is dirty in `other`, whatever the granularities.
-    ///
-    /// # Errors
-    ///
-    /// Bitmaps of disks that differ in size.
-    pub fn merge_from(&self, shard: usize, other: &Self) -> Result<(), BitmapError> {
-        self.check_mergeable(other)?;
-        let mut from = Some(0);
-        while let Some(offset) = from {
-            from = self.merge_slice(shard, other, offset, SLICE_WORDS);
-        }
-        Ok(())
-    }
-
-    /// Merges from `from` on, about `budget` words of the finer bitmap; says where to go on,
-    /// if not at the end. The sizes must be equal: see [`Self::check_mergeable`].
-    pub fn merge_slice(&self, shard: usize, other: &Self, from: u64, budget: u64) -> Option<u64> {
-        debug_assert_eq!(self.size, other.size, "check_mergeable comes first");
-        if self.granularity_bits == other.granularity_bits {
-            self.merge_words(shard, other, from, budget.max(1))
-        } else {
-            self.merge_areas(shard, other, from, budget.max(1))
-        }
-    }
-
-    /// Whether `other` can be merged into this bitmap.
-    ///
-    /// # Errors
-    ///
-    /// Bitmaps of disks that differ in size.
-    pub const fn check_mergeable(&self, other: &Self) -> Result<(), BitmapError> {
-        if self.size == other.size {
-            return Ok(());
-        }
-        Err(BitmapError::SizesDiffer {
-            destination: self.size,
-            source_size: other.size,
-        })
-    }
-
     /// Dirty bytes, as QEMU counts: dirty granules times granularity, also for a last granule
     /// that sticks out. Exact when no mark or clear is under way.
     #[must_use]
@@ -234,7 +178,8 @@ impl DirtyBitmap {
     /// Whether the byte at `offset` is dirty; false beyond the end.
     #[must_use]
     pub fn is_dirty(&self, offset: u64) -> bool {
-        self.words.is_set(self.granule(offset))
+        // A last granule that sticks out has bytes which are not on the disk.
+        offset < self.size && self.words.is_set(self.granule(offset))
     }
 
     /// Whether any byte of the range is dirty.
@@ -290,41 +235,11 @@ impl DirtyBitmap {
         self.words.leaf(index)
     }
 
-    /// Marks the granules of word `index` that are set in `bits`.
+    /// Marks the granules of word `index` that are set in `bits`: for merging and loading, not
+    /// for a write that has just been done.
     pub fn mark_word(&self, shard: usize, index: u64, bits: u64) {
         let turned = self.words.mark_leaf(index, bits);
         self.add(shard, turned);
-    }
-
-    /// Merge of equal granularities: word by word, only those which are not empty.
-    fn merge_words(&self, shard: usize, other: &Self, from: u64, budget: u64) -> Option<u64> {
-        let mut granule = other.granule(from);
-        for _ in 0..budget {
-            let index = other.words.next_set(granule, self.words.len())? / WORD_BITS;
-            let wanted = if granule / WORD_BITS == index {
-                granule % WORD_BITS
-            } else {
-                0
-            };
-            self.mark_word(shard, index, other.word(index) & u64::MAX << wanted);
-            granule = (index + 1) * WORD_BITS;
-        }
-        (granule < self.words.len()).then(|| granule << self.granularity_bits)
-    }
-
-    /// Merge of unequal granularities: area by area.
-    fn merge_areas(&self, shard: usize, other: &Self, from: u64, budget: u64) -> Option<u64> {
-        // Bytes of a word in the finer bitmap, which is where the time goes.
-        let unit = WORD_BITS * self.granularity().min(other.granularity());
-        let (mut offset, mut left) = (from, budget);
-        while left > 0 {
-            let area = other.next_dirty_area(offset, self.size, left.saturating_mul(unit))?;
-            self.mark(shard, area.offset, area.len);
-            left = left.saturating_sub(1 + area.len / unit);
-            // The rest of the last granule marked here needs no look at a finer source.
-            offset = (area.offset + area.len).next_multiple_of(self.granularity());
-        }
-        (offset < self.size).then_some(offset)
     }
 
     /// Looks for a granule of `offset..end` and cuts it to that range.
@@ -361,7 +276,7 @@ impl DirtyBitmap {
         offset.saturating_add(len).min(self.size)
     }
 
-    const fn granule(&self, offset: u64) -> u64 {
+    pub(super) const fn granule(&self, offset: u64) -> u64 {
         offset >> self.granularity_bits
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The flags follow QEMU: *busy* forbids every command, *read-only* forbids changes,
 //! *inconsistent* forbids everything but removal. The life cycle, which changes them, is in
-//! `named`.
+//! `named` and `frozen`.
 
 use std::sync::Arc;
 
@@ -48,6 +48,15 @@ pub struct BitmapInfo {
     pub count: u64,
     /// The flags; a frozen bitmap counts as recording if its successor records.
     pub flags: BitmapFlags,
+}
+
+/// Where a merge takes its bits from.
+#[derive(Debug, Clone, Copy)]
+pub enum MergeSource<'a> {
+    /// A bitmap of the same node, by name.
+    Local(&'a str),
+    /// A bitmap of another node.
+    External(&'a NamedBitmap),
 }
 
 /// What somebody wants to do with a bitmap; the flags may forbid it.
@@ -108,4 +117,11 @@ impl NamedBitmap {
         }
         Ok(())
     }
+}
+
+/// The granularity of a bitmap for which none is asked: the cluster size of the format, at
+/// least 4 KiB and at most 64 KiB; 64 KiB if there is no cluster size.
+#[must_use]
+pub fn default_granularity(cluster_size: Option<u64>) -> u64 {
+    cluster_size.map_or(64 << 10, |size| size.clamp(4 << 10, 64 << 10))
 }

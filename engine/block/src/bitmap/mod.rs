@@ -13,22 +13,24 @@
 //! # What lives where
 //!
 //! - [`words`]: bits and their summaries, lock-free, checked by a model checker.
-//! - `dirty`: one bitmap of one disk, in bytes, with a granularity and counters.
-//! - `named`: the bitmaps of a node and their life cycle, `entry`: one of them; control path
-//!   only.
+//! - `dirty`: one bitmap of one disk, in bytes, with a granularity and counters; `merge`: two.
+//! - `named`: the bitmaps of a node, `entry`: one of them, `frozen`: their life under a job;
+//!   control path only.
 //!
 //! Where bitmaps are stored is not known here.
 
 mod dirty;
 mod entry;
+mod frozen;
+mod merge;
 mod named;
 #[cfg(test)]
 mod tests;
 pub mod words;
 
 pub use dirty::{Area, Areas, DirtyBitmap};
-pub use entry::{BitmapFlags, BitmapInfo, NamedBitmap};
-pub use named::{MergeSource, NodeBitmaps, default_granularity};
+pub use entry::{BitmapFlags, BitmapInfo, MergeSource, NamedBitmap, default_granularity};
+pub use named::NodeBitmaps;
 
 /// Why a bitmap was not made or not changed; the texts are QEMU's where QEMU has one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -6,7 +6,6 @@
 //! # Invariants
 //!
 //! - Names are unique on the node. An entry without a name is the successor of a frozen one.
-//! - A frozen bitmap is busy and takes no marks; its successor does, if it did before (B3).
 //! - A command that is refused has changed nothing.
 //!
 //! # Drain
@@ -18,7 +17,7 @@
 //!
 //! # What it does not do
 //!
-//! It stores nothing: `persistent` is a flag that the image format acts on, and whether an
+//! Freezing and thawing are in `frozen`. It stores nothing: `persistent` is a flag that the image format acts on, and whether an
 //! image can store bitmaps is asked before [`NodeBitmaps::add`]. Messages about nodes are made
 //! by who looks nodes up.
 
@@ -26,21 +25,12 @@ use std::sync::Arc;
 
 use super::dirty::check_granularity;
 use super::entry::Use;
-use super::{BitmapError, BitmapFlags, BitmapInfo, DirtyBitmap, NamedBitmap};
+use super::{BitmapError, BitmapFlags, BitmapInfo, DirtyBitmap, MergeSource, NamedBitmap};
 
 /// Longest name, in bytes.
 const NAME_LEN_MAX: usize = 1023;
 /// Control path work is counted on the first shard's counter: it is rare.
-const SHARD: usize = 0;
-
-/// Where a merge takes its bits from.
-#[derive(Debug, Clone, Copy)]
-pub enum MergeSource<'a> {
-    /// A bitmap of the same node, by name.
-    Local(&'a str),
-    /// A bitmap of another node.
-    External(&'a NamedBitmap),
-}
+pub(super) const SHARD: usize = 0;
 
 /// The bitmaps of one node.
 #[derive(Debug)]
@@ -52,7 +42,7 @@ pub struct NodeBitmaps {
     /// Identity of the next entry; never given out twice.
     id_next: u64,
     /// Oldest first.
-    entries: Vec<NamedBitmap>,
+    pub(super) entries: Vec<NamedBitmap>,
 }
 
 impl NodeBitmaps {
@@ -233,74 +223,6 @@ impl NodeBitmaps {
         Ok(())
     }
 
-    /// Freezes a bitmap for a job: it becomes busy and takes no more marks, and a nameless
-    /// successor, which records if the bitmap did, takes them. Gives the frozen bits.
-    ///
-    /// The node must be drained (B3): a write in flight would still mark the frozen bitmap,
-    /// behind the back of a job that has read it already.
-    ///
-    /// # Errors
-    ///
-    /// No such bitmap, a busy one, or memory that is refused.
-    pub fn freeze(&mut self, name: &str) -> Result<Arc<DirtyBitmap>, BitmapError> {
-        let entry = self.entry(name)?;
-        if entry.flags.busy {
-            return Err(BitmapError::Busy(name.to_owned()));
-        }
-        let frozen = Arc::clone(&entry.bits);
-        let successor = Arc::new(frozen.fresh()?);
-        let recording = std::mem::replace(&mut entry.flags.recording, false);
-        entry.flags.busy = true;
-        let flags = BitmapFlags {
-            recording,
-            ..BitmapFlags::default()
-        };
-        let id = self.push(None, successor, flags);
-        self.entry(name)?.successor = Some(id);
-        Ok(frozen)
-    }
-
-    /// Ends a freeze: the successor takes the name and the place of the bitmap, whose bits are
-    /// dropped. Gives the bits which now have the name.
-    ///
-    /// The node must be drained (B3).
-    ///
-    /// # Errors
-    ///
-    /// No such bitmap, or one that is not frozen.
-    pub fn abdicate(&mut self, name: &str) -> Result<Arc<DirtyBitmap>, BitmapError> {
-        let frozen = self.index(name)?;
-        let successor = self.successor_index(name)?;
-        let old = self.entries.remove(frozen);
-        // The successor is the younger of the two, so it has moved down by one.
-        let heir = &mut self.entries[successor - 1];
-        heir.name = old.name;
-        heir.flags.persistent = old.flags.persistent;
-        Ok(Arc::clone(&heir.bits))
-    }
-
-    /// Ends a freeze: what the successor has recorded is merged into the bitmap, which takes
-    /// marks again if the successor did. Gives the bits of the bitmap.
-    ///
-    /// The node must be drained (B3).
-    ///
-    /// # Errors
-    ///
-    /// No such bitmap, or one that is not frozen.
-    pub fn reclaim(&mut self, name: &str) -> Result<Arc<DirtyBitmap>, BitmapError> {
-        let index = self.index(name)?;
-        let successor = self.successor_index(name)?;
-        self.entries[index]
-            .bits
-            .merge_from(SHARD, &self.entries[successor].bits)?;
-        let successor = self.entries.remove(successor);
-        let entry = &mut self.entries[index];
-        entry.successor = None;
-        entry.flags.busy = false;
-        entry.flags.recording = successor.flags.recording;
-        Ok(Arc::clone(&entry.bits))
-    }
-
     /// Fits all bitmaps to a new size of the node; what is added is clean.
     ///
     /// # Errors
@@ -354,7 +276,12 @@ impl NodeBitmaps {
         }
     }
 
-    fn push(&mut self, name: Option<String>, bits: Arc<DirtyBitmap>, flags: BitmapFlags) -> u64 {
+    pub(super) fn push(
+        &mut self,
+        name: Option<String>,
+        bits: Arc<DirtyBitmap>,
+        flags: BitmapFlags,
+    ) -> u64 {
         let id = self.id_next;
         self.id_next += 1;
         // The bits of an inconsistent bitmap mean nothing, whoever asks for marks.
@@ -370,14 +297,14 @@ impl NodeBitmaps {
         id
     }
 
-    fn index(&self, name: &str) -> Result<usize, BitmapError> {
+    pub(super) fn index(&self, name: &str) -> Result<usize, BitmapError> {
         let mut entries = self.entries.iter();
         entries
             .position(|entry| entry.name.as_deref() == Some(name))
             .ok_or_else(|| BitmapError::NotFound(name.to_owned()))
     }
 
-    fn entry(&mut self, name: &str) -> Result<&mut NamedBitmap, BitmapError> {
+    pub(super) fn entry(&mut self, name: &str) -> Result<&mut NamedBitmap, BitmapError> {
         let index = self.index(name)?;
         Ok(&mut self.entries[index])
     }
@@ -389,15 +316,8 @@ impl NodeBitmaps {
         Ok(entry)
     }
 
-    fn position(&self, id: u64) -> Option<usize> {
+    pub(super) fn position(&self, id: u64) -> Option<usize> {
         self.entries.iter().position(|entry| entry.id == id)
-    }
-
-    fn successor_index(&self, name: &str) -> Result<usize, BitmapError> {
-        let successor = self.entries[self.index(name)?].successor;
-        successor
-            .and_then(|id| self.position(id))
-            .ok_or_else(|| BitmapError::NotFrozen(name.to_owned()))
     }
 
     /// The bits of a source that can be merged into a bitmap of this node.
@@ -430,11 +350,4 @@ impl NodeBitmaps {
             source_size: bits.size(),
         })
     }
-}
-
-/// The granularity of a bitmap for which none is asked: the cluster size of the format, at
-/// least 4 KiB and at most 64 KiB; 64 KiB if there is no cluster size.
-#[must_use]
-pub fn default_granularity(cluster_size: Option<u64>) -> u64 {
-    cluster_size.map_or(64 << 10, |size| size.clamp(4 << 10, 64 << 10))
 }

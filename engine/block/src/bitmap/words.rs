@@ -101,13 +101,16 @@ impl<const WIDTH: u64> Words<WIDTH> {
         if from >= to {
             return 0;
         }
-        if planted(Fault::MarkTrustsSetLeaf) && self.holds(0, from, to) {
+        if planted(Fault::MarkTrustsSetLeaf) && Self::holds(&self.levels[0], from, to) {
             return 0;
         }
         self.raise(0, from, to)
     }
 
     /// Sets the bits of `mask` in leaf word `index`; says how many turned.
+    ///
+    /// For merging and loading. It has no fence before its look at the leaf, so it is not for
+    /// marking data that was just written (B2).
     pub fn mark_leaf(&self, index: u64, mask: u64) -> u64 {
         if index >= self.leaf_count() {
             return 0;
@@ -259,18 +262,33 @@ impl<const WIDTH: u64> Words<WIDTH> {
 
     /// Whether `from..to` of `level`, and all that stands for it above, is set.
     fn holds_upwards(&self, level: usize, mut from: u64, mut to: u64) -> bool {
-        (level..self.levels.len()).all(|level| {
-            let holds = self.holds(level, from, to);
+        for (below, words) in self.levels.iter().enumerate().skip(level) {
+            if !Self::holds(words, from, to) {
+                return false;
+            }
             (from, to) = parents::<WIDTH>(from, to);
-            holds
+            // A guest write seldom leaves its word: from there on it is one bit a level.
+            if to - from == 1 {
+                return self.holds_bit_upwards(below + 1, from);
+            }
+        }
+        true
+    }
+
+    /// Whether bit `index` of `level`, and all that stands for it above, is set.
+    fn holds_bit_upwards(&self, level: usize, mut index: u64) -> bool {
+        self.levels.iter().skip(level).all(|words| {
+            let word = load(words, index / WIDTH) >> (index % WIDTH);
+            index /= WIDTH;
+            word & 1 == 1
         })
     }
 
-    /// Whether all of `from..to` of `level` is set.
-    fn holds(&self, level: usize, from: u64, to: u64) -> bool {
+    /// Whether all of `from..to` is set in a level's words.
+    fn holds(words: &[AtomicU64], from: u64, to: u64) -> bool {
         words_of::<WIDTH>(from, to).all(|index| {
             let mask = Self::mask(index, from, to);
-            self.load(level, index) & mask == mask
+            load(words, index) & mask == mask
         })
     }
 
@@ -306,12 +324,11 @@ impl<const WIDTH: u64> Words<WIDTH> {
     }
 
     fn load(&self, level: usize, index: u64) -> u64 {
-        self.word(level, index).load(Ordering::Acquire)
+        load(&self.levels[level], index)
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "the words are in memory")]
     fn word(&self, level: usize, index: u64) -> &AtomicU64 {
-        &self.levels[level][index as usize]
+        word(&self.levels[level], index)
     }
 
     /// The bits of word `index` which lie in `from..to`; the two must meet.
@@ -322,6 +339,16 @@ impl<const WIDTH: u64> Words<WIDTH> {
         debug_assert!(start < end, "word {index} is outside {from}..{to}");
         (Self::FULL >> (WIDTH - (end - start))) << start
     }
+}
+
+fn load(words: &[AtomicU64], index: u64) -> u64 {
+    // Acquire: what was done before a bit was set is seen by who sees the bit.
+    word(words, index).load(Ordering::Acquire)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the words are in memory")]
+fn word(words: &[AtomicU64], index: u64) -> &AtomicU64 {
+    &words[index as usize]
 }
 
 /// How many words each level has, leaf first; one empty level if there are no bits.

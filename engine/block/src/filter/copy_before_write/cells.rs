@@ -252,8 +252,9 @@ impl Cells {
     /// The state of a cluster. A snapshot reader asks after it has entered the register.
     pub fn state(&self, index: u64) -> State {
         let (word, shift) = self.cell(index);
-        // Acquire, here and in every scan: who sees *saved*, *closing* or *passed* goes on to the
-        // copy or to the source, and must come after the save and after the readers waited for.
+        // Acquire, here and in the scans of readers and writers: who sees *saved*, *closing* or
+        // *passed* goes on to the copy or to the source, and must come after the save and after
+        // the readers waited for.
         State::of_bits((word.load(Ordering::Acquire) >> shift) & CELL)
     }
 
@@ -367,7 +368,8 @@ impl Cells {
     /// The first *untouched* cluster of `from..end`.
     pub fn next_untouched(&self, from: u64, end: u64) -> Option<u64> {
         self.pieces(from, end).find_map(|piece| {
-            let untouched = untouched_cells(piece.word.load(Ordering::Acquire)) & piece.cells;
+            // Relaxed: where to look next. Only the claim decides.
+            let untouched = untouched_cells(piece.word.load(Ordering::Relaxed)) & piece.cells;
             (untouched != 0).then(|| piece.first_of(untouched))
         })
     }

@@ -28,6 +28,10 @@
 //! before the change is let through, and from then on nobody saves anything.
 
 pub mod cells;
+#[cfg(test)]
+mod cells_tests;
+#[cfg(test)]
+mod stress_tests;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;

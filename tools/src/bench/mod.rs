@@ -1,0 +1,84 @@
+//! `ringback bench`: a guest load on a disk, a backup and fleecing reads against
+//! it, verification that both are the disk at one instant, and a report.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | `args` | the command line |
+//! | `prepare` | the files: made on the spot or given, and what may be overwritten |
+//! | `session` | the run from the first write to the verdict |
+//! | `guest`, `fleece`, `verify` | its three kinds of work |
+//! | `layout`, `pattern`, `history`, `load`, `random` | pure: what is asked for, written, expected |
+//! | `progress` | the bar |
+
+pub(crate) mod args;
+mod fleece;
+mod guest;
+mod history;
+mod layout;
+mod load;
+mod pattern;
+mod prepare;
+mod progress;
+mod random;
+mod session;
+mod verify;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use ringback_ring::Shards;
+
+use crate::report;
+use args::Args;
+use progress::Progress;
+use session::Session;
+
+/// Runs the bench and reports. An error: it could not be run to its end.
+pub(crate) fn run(args: &Args) -> Result<ExitCode, String> {
+    args.check()?;
+    let disks = prepare::Disks::prepare(args)?;
+    let shards = Shards::start(&args.shards_config()).map_err(|error| error.to_string())?;
+    let progress = Arc::new(Progress::default());
+    let session = Session::new(args.clone(), disks.clone(), Arc::clone(&progress));
+    let answer = shards.spawn_on(0, |shard| async move { session.run(&shard).await });
+    let outcome = progress::show_until(&progress, args.no_progress, &answer);
+    shards.stop();
+    let outcome = outcome.map_err(|gone| gone.to_string())??;
+    write_reports(args, &outcome)?;
+    print!("{}", report::table::render_table(&outcome.report));
+    Ok(verdict(&outcome))
+}
+
+/// Before the table: whoever sees the table finds the files.
+fn write_reports(args: &Args, outcome: &session::Outcome) -> Result<(), String> {
+    if let Some(path) = &args.json {
+        let text = report::to_json(&outcome.report) + "\n";
+        if path.as_os_str() == "-" {
+            print!("{text}");
+        } else {
+            std::fs::write(path, text)
+                .map_err(|error| format!("cannot write '{}': {error}", path.display()))?;
+        }
+    }
+    if let Some(directory) = &args.hgrm {
+        let histograms: Vec<_> = outcome
+            .histograms
+            .iter()
+            .map(|(name, histogram)| (*name, histogram))
+            .collect();
+        report::hgrm::write_files(directory, &histograms)
+            .map_err(|error| format!("cannot write to '{}': {error}", directory.display()))?;
+    }
+    Ok(())
+}
+
+fn verdict(outcome: &session::Outcome) -> ExitCode {
+    if let Some(failure) = &outcome.failure {
+        eprintln!("ringback: {failure}");
+    }
+    match &outcome.report.verification {
+        Some(verification) if !verification.held => ExitCode::from(crate::EXIT_DIFFERENT),
+        Some(_) if outcome.failure.is_none() => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,266 @@
+//! The files of a bench: made on the spot or given, and what may be overwritten.
+//!
+//! Everything is looked at before anything is written: sizes, kinds, rights,
+//! and whether a given disk holds data. A given disk is written only if it is
+//! blank or `--overwrite` says so.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tempfile::TempDir;
+
+use super::args::Args;
+use crate::nodes::Disk;
+
+/// The two disks of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Disks {
+    /// Where the guest works.
+    pub(crate) source: Disk,
+    /// Where the backup goes.
+    pub(crate) target: Disk,
+    /// The source has no data that must survive, and reads as zeroes now.
+    pub(crate) source_is_blank: bool,
+    /// What was made for this run, removed when the last clone goes.
+    _scratch: Option<Arc<TempDir>>,
+}
+
+impl Disks {
+    /// Checks what is given and makes what is not.
+    pub(crate) fn prepare(args: &Args) -> Result<Self, String> {
+        let source = given(args.source.as_deref(), "source", !args.no_guest, args)?;
+        let target = given(args.target.as_deref(), "target", true, args)?;
+        if let Some(disk) = &source {
+            check_given("source", disk, !args.no_guest, args)?;
+        }
+        let source_size = match source.as_ref().and_then(|disk| disk.path.as_deref()) {
+            Some(path) => size_of(path)?,
+            None => args.size,
+        };
+        let made_target = prepare_target(target.as_ref(), source.as_ref(), source_size, args)?;
+        let source_is_blank = source.is_none() || (!args.no_guest && !args.overwrite);
+        let needs_scratch = source.is_none() || target.is_none();
+        let scratch = needs_scratch.then(|| scratch_directory(args)).transpose()?;
+        let make = |name: &str| {
+            let directory = scratch
+                .as_ref()
+                .expect("there is one if a disk is made")
+                .path();
+            make_disk(directory, name, source_size, args)
+        };
+        let source = source.map_or_else(|| make("source"), Ok)?;
+        let target = target.map_or_else(|| make("target"), Ok)?;
+        drop(made_target);
+        Ok(Self {
+            source,
+            target,
+            source_is_blank,
+            _scratch: scratch.map(Arc::new),
+        })
+    }
+}
+
+fn given(text: Option<&str>, name: &str, write: bool, args: &Args) -> Result<Option<Disk>, String> {
+    let Some(text) = text else { return Ok(None) };
+    let disk = if args.image_opts {
+        Disk::parse(name, text, write, args.cache())
+            .map_err(|error| format!("--{name}: {error}"))?
+    } else {
+        Disk::plain(name, Path::new(text), write, args.cache())
+    };
+    Ok(Some(disk))
+}
+
+/// A disk that exists and will be read, and written if `write`.
+fn check_given(name: &str, disk: &Disk, write: bool, args: &Args) -> Result<(), String> {
+    let Some(path) = &disk.path else {
+        return Ok(());
+    };
+    let kind = path
+        .metadata()
+        .map_err(|error| failed(name, path, &error))?
+        .file_type();
+    if kind.is_dir() {
+        return Err(format!(
+            "--{name} '{}' is a directory; give a file or a block device",
+            path.display()
+        ));
+    }
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(format!(
+            "--{name} '{}' is neither a file nor a block device",
+            path.display()
+        ));
+    }
+    let size = size_of(path)?;
+    if size == 0 || !size.is_multiple_of(512) {
+        return Err(format!(
+            "--{name} '{}' has {size} bytes, which is not a multiple of 512 greater than 0: disks \
+             consist of sectors",
+            path.display()
+        ));
+    }
+    if write {
+        OpenOptions::new().write(true).open(path).map_err(|error| {
+            let hint = if name == "source" {
+                "; --no-guest only reads it"
+            } else {
+                ""
+            };
+            format!(
+                "--{name} '{}' cannot be written: {}{hint}",
+                path.display(),
+                plain(&error)
+            )
+        })?;
+        check_blank(name, path, args)?;
+    } else {
+        File::open(path).map_err(|error| failed(name, path, &error))?;
+    }
+    Ok(())
+}
+
+fn check_blank(name: &str, path: &Path, args: &Args) -> Result<(), String> {
+    if args.overwrite {
+        return Ok(());
+    }
+    match first_data(path).map_err(|error| failed(name, path, &error))? {
+        None => Ok(()),
+        Some(offset) => Err(format!(
+            "--{name} '{}' holds data (at byte {offset}), which this would overwrite; use \
+             --overwrite if it may be lost",
+            path.display()
+        )),
+    }
+}
+
+/// The target may be made if it is a file that does not exist yet.
+fn prepare_target(
+    target: Option<&Disk>,
+    source: Option<&Disk>,
+    source_size: u64,
+    args: &Args,
+) -> Result<Option<PathBuf>, String> {
+    let Some(path) = target.and_then(|disk| disk.path.as_deref()) else {
+        return Ok(None);
+    };
+    if source
+        .and_then(|disk| disk.path.as_deref())
+        .is_some_and(|other| is_same(other, path))
+    {
+        return Err(format!(
+            "--source and --target are the same disk, '{}'",
+            path.display()
+        ));
+    }
+    if !args.image_opts && !path.exists() {
+        create(path, source_size).map_err(|error| failed("target", path, &error))?;
+        return Ok(Some(path.to_owned()));
+    }
+    check_given("target", target.expect("it has a path"), true, args)?;
+    let size = size_of(path)?;
+    if !args.image_opts && size != source_size {
+        let how = if size < source_size {
+            "smaller"
+        } else {
+            "larger"
+        };
+        return Err(format!(
+            "--target '{}' has {size} bytes and is {how} than the source with {source_size}: a raw \
+             backup needs a target of the same size",
+            path.display()
+        ));
+    }
+    Ok(None)
+}
+
+fn is_same(a: &Path, b: &Path) -> bool {
+    match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    }
+}
+
+fn scratch_directory(args: &Args) -> Result<TempDir, String> {
+    let directory = match &args.directory {
+        Some(directory) => directory.clone(),
+        // Not /tmp, which is memory on many systems: a disk belongs on a disk.
+        None if Path::new("/var/tmp").is_dir() => "/var/tmp".into(),
+        None => std::env::temp_dir(),
+    };
+    tempfile::Builder::new()
+        .prefix("ringback-bench.")
+        .tempdir_in(&directory)
+        .map_err(|error| {
+            format!(
+                "cannot make a scratch directory in '{}': {}",
+                directory.display(),
+                plain(&error)
+            )
+        })
+}
+
+fn make_disk(directory: &Path, name: &str, size: u64, args: &Args) -> Result<Disk, String> {
+    let path = directory.join(format!("{name}.raw"));
+    create(&path, size).map_err(|error| failed(name, &path, &error))?;
+    Ok(Disk::plain(name, &path, true, args.cache()))
+}
+
+fn create(path: &Path, size: u64) -> std::io::Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.set_len(size)
+}
+
+/// Of a file or a block device.
+fn size_of(path: &Path) -> Result<u64, String> {
+    let size = File::open(path).and_then(|mut file| file.seek(SeekFrom::End(0)));
+    size.map_err(|error| {
+        format!(
+            "cannot find the size of '{}': {}",
+            path.display(),
+            plain(&error)
+        )
+    })
+}
+
+/// Where the first byte that is not zero is. Holes of a file cost nothing;
+/// everything else is read.
+fn first_data(path: &Path) -> std::io::Result<Option<u64>> {
+    let mut file = File::open(path)?;
+    let mut buf = vec![0; 1 << 20];
+    let mut offset = 0;
+    loop {
+        offset = match nix::unistd::lseek(&file, offset, nix::unistd::Whence::SeekData) {
+            Ok(offset) => offset,
+            Err(nix::errno::Errno::ENXIO) => return Ok(None),
+            // A device or file system without holes: go on where we are.
+            Err(_) => offset,
+        };
+        let position = u64::try_from(offset).expect("lseek answers positions");
+        file.seek(SeekFrom::Start(position))?;
+        let count = file.read(&mut buf)?;
+        if count == 0 {
+            return Ok(None);
+        }
+        if let Some(at) = buf[..count].iter().position(|&byte| byte != 0) {
+            return Ok(Some(position + at as u64));
+        }
+        offset += i64::try_from(count).expect("a small count");
+    }
+}
+
+fn failed(name: &str, path: &Path, error: &std::io::Error) -> String {
+    format!("--{name} '{}': {}", path.display(), plain(error))
+}
+
+/// Without Rust's "(os error N)".
+fn plain(error: &std::io::Error) -> String {
+    match (error.kind(), error.raw_os_error()) {
+        (ErrorKind::NotFound, _) => "no such file or directory".into(),
+        (_, Some(errno)) => nix::errno::Errno::from_raw(errno).desc().to_lowercase(),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,715 @@
+//! One run of the bench, from the first write to the verdict.
+//!
+//! Fill, guest alone, point in time, backup and fleecing against the guest,
+//! verification. The control task of the run; it lives on the first shard.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hdrhistogram::Histogram;
+use ringback_block::bitmap::default_granularity;
+use ringback_block::filter::copy_before_write::CopyBeforeWrite;
+use ringback_block::graph::{Access, BitmapEnd, Graph, Insertion, NodeSpec, UserId};
+use ringback_block::job::backup::{self, Backup};
+use ringback_block::job::control::JobError;
+use ringback_block::metrics::{self, Class};
+use ringback_block::port::Attachment;
+use ringback_block::span::Span;
+use ringback_ring::file::Kind;
+use ringback_ring::{Shard, probe};
+
+use super::args::{Args, SyncArg};
+use super::fleece::{Fleecing, Summary};
+use super::guest::{Failure, Guest, Phase};
+use super::history::Snapshot;
+use super::layout::DiskLayout;
+use super::prepare::Disks;
+use super::progress::Progress;
+use super::verify::{self, Reference};
+use super::{pattern, random};
+use crate::report::latency::LatencySummary;
+use crate::report::{self, BenchReport, GuestPhase, LatencyFrom, Verification};
+
+const SECOND_NS: u64 = 1_000_000_000;
+const MIB: u64 = 1 << 20;
+
+/// Everything that a run has found.
+pub(crate) struct Outcome {
+    pub(crate) report: BenchReport,
+    /// One for each class, by the name of its file.
+    pub(crate) histograms: Vec<(&'static str, Histogram<u64>)>,
+    /// What went wrong beside the verification.
+    pub(crate) failure: Option<String>,
+}
+
+/// A run that has not begun.
+pub(crate) struct Session {
+    args: Args,
+    disks: Disks,
+    progress: Arc<Progress>,
+}
+
+/// The guest's disk while the run lasts.
+struct Source {
+    attachment: Attachment,
+    user: UserId,
+    name: String,
+    size: u64,
+}
+
+/// What the middle of the run has measured.
+struct Middle {
+    filter: Arc<CopyBeforeWrite>,
+    areas: Vec<Span>,
+    reference: Arc<Reference>,
+    outcome: backup::Outcome,
+    bytes_total: u64,
+    fleecing: Option<Summary>,
+    pause_ns: u64,
+    seconds: f64,
+}
+
+impl Session {
+    pub(crate) fn new(args: Args, disks: Disks, progress: Arc<Progress>) -> Self {
+        Self {
+            args,
+            disks,
+            progress,
+        }
+    }
+
+    /// Runs it. An error: it could not be run to its end.
+    pub(crate) async fn run(self, shard: &Shard) -> Result<Outcome, String> {
+        let mut graph = Graph::new();
+        let source = self.open_source(shard, &mut graph).await?;
+        let target = self.open_target(shard, &mut graph, source.size).await?;
+        let guest = Guest::new(self.layout(source.size), &self.args);
+        let mut report = self.empty_report(&graph, &source);
+        if !self.args.no_guest {
+            report.fill = Some(self.fill(shard, &source, &guest).await?);
+        }
+        if self.args.sync == SyncArg::Bitmap {
+            add_bitmap(&mut graph, &source.name).await?;
+        }
+        let load = if self.args.no_guest {
+            Vec::new()
+        } else {
+            guest.start(shard, &source.attachment, &self.args)
+        };
+        if !self.args.no_guest && self.args.baseline > 0 {
+            report.baseline = Some(self.watch_guest(shard, &guest).await);
+        }
+        let middle = self
+            .back_up(shard, &mut graph, &source, &target, &guest)
+            .await?;
+        guest.enter(Phase::After);
+        guest.stop();
+        for task in load {
+            task.await.map_err(|gone| gone.to_string())?;
+        }
+        let measured = metrics::take(shard.set()).await;
+        let verification = self
+            .verify(shard, &mut graph, &source, &target, &guest, &middle)
+            .await?;
+        graph.detach(source.user).await;
+        fill_in(&mut report, &self.args, &middle, &guest, &measured);
+        report.verification = Some(verification);
+        Ok(Outcome {
+            histograms: histograms(&guest, &measured),
+            failure: failure(&middle, &guest),
+            report,
+        })
+    }
+
+    fn layout(&self, size: u64) -> DiskLayout {
+        let block = usize::try_from(self.args.block).expect("at most a few MiB");
+        DiskLayout::new(self.args.seed, size, block, self.args.queue_count())
+    }
+
+    async fn open_source(&self, shard: &Shard, graph: &mut Graph) -> Result<Source, String> {
+        let name = add_nodes(shard, graph, &self.disks.source.nodes).await?;
+        let access = Access {
+            read: true,
+            write: !self.args.no_guest,
+            alone_writing: true,
+        };
+        let (user, attachment) = graph
+            .attach(shard, &name, "the guest", access)
+            .await
+            .map_err(|error| format!("source: {error}"))?;
+        let size = graph.size(&name).map_err(|error| error.to_string())?;
+        warn_if_buffered(graph, &name, &self.args);
+        Ok(Source {
+            attachment,
+            user,
+            name,
+            size,
+        })
+    }
+
+    async fn open_target(
+        &self,
+        shard: &Shard,
+        graph: &mut Graph,
+        source_size: u64,
+    ) -> Result<String, String> {
+        let name = add_nodes(shard, graph, &self.disks.target.nodes).await?;
+        let size = graph.size(&name).map_err(|error| error.to_string())?;
+        if size != source_size {
+            let how = if size < source_size {
+                "smaller"
+            } else {
+                "larger"
+            };
+            return Err(format!(
+                "the target has {size} bytes and is {how} than the source with {source_size}: a \
+                 raw backup needs a target of the same size"
+            ));
+        }
+        Ok(name)
+    }
+
+    fn empty_report(&self, graph: &Graph, source: &Source) -> BenchReport {
+        let geometry = graph.file(&source.name).map(|file| *file.geometry());
+        let kind = match geometry.map(|geometry| geometry.kind) {
+            Some(Kind::Regular) => "raw file",
+            Some(Kind::BlockDevice) => "block device",
+            None => "null",
+        };
+        let path = self
+            .disks
+            .source
+            .path
+            .clone()
+            .unwrap_or_else(|| PathBuf::from("null-co://"));
+        BenchReport {
+            format: report::FORMAT,
+            version: env!("CARGO_PKG_VERSION").into(),
+            kernel: probe::kernel_release(),
+            disk: report::Disk {
+                path: path.display().to_string(),
+                size_bytes: source.size,
+                kind: kind.into(),
+                direct: geometry.is_some_and(|geometry| geometry.direct),
+            },
+            settings: self.args.settings(),
+            latency_from: match self.args.rate() {
+                Some(_) => LatencyFrom::IntendedStart,
+                None => LatencyFrom::Submission,
+            },
+            fill: None,
+            baseline: None,
+            during: None,
+            backup: None,
+            point_in_time: None,
+            copy_before_write: None,
+            fleecing: None,
+            verification: None,
+        }
+    }
+
+    /// Gives the disk a content that can be checked.
+    async fn fill(
+        &self,
+        shard: &Shard,
+        source: &Source,
+        guest: &Guest,
+    ) -> Result<report::Fill, String> {
+        self.progress.begin("filling the disk", source.size);
+        let start_ns = shard.now_ns();
+        let unit = self.args.block * MIB.div_ceil(self.args.block);
+        let pieces: Vec<Span> = Span::new(0, source.size).pieces(unit).collect();
+        let pieces = Arc::new(pieces);
+        let (guest, disk) = (guest.clone(), source.attachment.clone());
+        let (args, progress) = (self.args.clone(), Arc::clone(&self.progress));
+        let blank = self.disks.source_is_blank;
+        let work = move |shard: Shard| {
+            let filler = Filler {
+                pieces: Arc::clone(&pieces),
+                guest: guest.clone(),
+                disk: disk.clone(),
+                args: args.clone(),
+                progress: Arc::clone(&progress),
+                blank,
+            };
+            async move { filler.run(&shard).await }
+        };
+        let mut bytes = 0;
+        for filled in shard.set().on_each(work).await {
+            bytes += filled?;
+        }
+        let port = source.attachment.port(shard);
+        port.flush(shard)
+            .await
+            .map_err(|errno| format!("flushing the disk: {}", errno.desc()))?;
+        let seconds = seconds_since(shard, start_ns);
+        Ok(report::Fill { bytes, seconds })
+    }
+
+    async fn watch_guest(&self, shard: &Shard, guest: &Guest) -> GuestPhase {
+        let total_ns = self.args.baseline * SECOND_NS;
+        self.progress.begin("guest alone", total_ns);
+        let start_ns = shard.now_ns();
+        while shard.now_ns() - start_ns < total_ns && guest.failure().is_none() {
+            shard.sleep_ns(SECOND_NS / 20).await;
+            self.progress.set(shard.now_ns() - start_ns, total_ns);
+        }
+        guest_phase(guest, Phase::Baseline, seconds_since(shard, start_ns))
+    }
+
+    /// The point in time, the backup and the fleecing readers.
+    async fn back_up(
+        &self,
+        shard: &Shard,
+        graph: &mut Graph,
+        source: &Source,
+        target: &str,
+        guest: &Guest,
+    ) -> Result<Middle, String> {
+        // From here on the engine's figures are those of the backup.
+        let _ = metrics::take(shard.set()).await;
+        let insertion = Insertion {
+            node_name: "cbw",
+            file: &source.name,
+            target,
+            bitmap: (self.args.sync == SyncArg::Bitmap).then_some(BITMAP),
+            options: self.args.filter_options(),
+        };
+        let start_ns = shard.now_ns();
+        let mut snapshot = None;
+        let at_instant = || {
+            snapshot = Some(guest.snapshot());
+            guest.enter(Phase::During);
+        };
+        let inserted = graph
+            .insert_copy_before_write(shard, &[insertion], at_instant)
+            .await
+            .map_err(|error| error.to_string())?;
+        let filter = Arc::clone(&inserted.filters[0]);
+        let reference = self.reference(source, snapshot);
+        let areas: Vec<Span> = filter.snapshot_areas().collect();
+        let bytes_total = filter.progress().len;
+        let readers = self.start_readers(shard, graph, &reference, &areas).await?;
+        let outcome = self.run_job(shard, &filter, guest).await?;
+        let seconds = seconds_since(shard, start_ns);
+        let fleecing = match readers {
+            Some((id, readers)) => {
+                let summary = readers.stop().await;
+                graph.detach(id).await;
+                graph
+                    .remove("snapshot")
+                    .map_err(|error| error.to_string())?;
+                Some(summary)
+            }
+            None => None,
+        };
+        Ok(Middle {
+            filter,
+            areas,
+            reference,
+            outcome,
+            bytes_total,
+            fleecing,
+            pause_ns: inserted.pause_ns,
+            seconds,
+        })
+    }
+
+    /// Without a guest the source itself tells what it held.
+    fn reference(&self, source: &Source, snapshot: Option<Snapshot>) -> Arc<Reference> {
+        Arc::new(match snapshot {
+            Some(snapshot) if !self.args.no_guest => Reference::Written(snapshot),
+            _ => Reference::Disk(source.attachment.clone()),
+        })
+    }
+
+    async fn start_readers(
+        &self,
+        shard: &Shard,
+        graph: &mut Graph,
+        reference: &Arc<Reference>,
+        areas: &[Span],
+    ) -> Result<Option<(UserId, Fleecing)>, String> {
+        if self.args.fleece_depth == 0 {
+            return Ok(None);
+        }
+        let spec = NodeSpec::SnapshotAccess { file: "cbw".into() };
+        graph
+            .add(shard, "snapshot", spec)
+            .await
+            .map_err(|error| error.to_string())?;
+        let access = Access {
+            read: true,
+            write: false,
+            alone_writing: false,
+        };
+        let (id, view) = graph
+            .attach(shard, "snapshot", "the fleecing readers", access)
+            .await
+            .map_err(|error| error.to_string())?;
+        let readers = Fleecing::start(
+            shard,
+            &view,
+            Arc::clone(reference),
+            areas.to_vec(),
+            &self.args,
+        );
+        Ok(Some((id, readers)))
+    }
+
+    async fn run_job(
+        &self,
+        shard: &Shard,
+        filter: &Arc<CopyBeforeWrite>,
+        guest: &Guest,
+    ) -> Result<backup::Outcome, String> {
+        let job = Backup::start(shard, filter, self.args.job_options())
+            .map_err(|error| error.to_string())?;
+        self.progress.begin("backup", filter.progress().len);
+        let start_ns = shard.now_ns();
+        let end_ns = self.args.duration.saturating_mul(SECOND_NS);
+        while job.outcome().is_none() {
+            shard.sleep_ns(SECOND_NS / 50).await;
+            let elapsed_ns = shard.now_ns() - start_ns;
+            if self.args.sync == SyncArg::None {
+                self.progress.set(elapsed_ns, end_ns);
+            } else {
+                let progress = job.progress();
+                self.progress.set(progress.offset, progress.len);
+            }
+            let time_is_over = self.args.sync == SyncArg::None && elapsed_ns >= end_ns;
+            if time_is_over || guest.failure().is_some() {
+                job.control().cancel();
+            }
+        }
+        Ok(job.ended(shard).await)
+    }
+
+    /// Compares the backup with the instant, and the disk with the guest.
+    async fn verify(
+        &self,
+        shard: &Shard,
+        graph: &mut Graph,
+        source: &Source,
+        target: &str,
+        guest: &Guest,
+        middle: &Middle,
+    ) -> Result<Verification, String> {
+        let mut wrong = None;
+        let mut note = |what: Option<String>| {
+            if wrong.is_none() {
+                wrong = what;
+            }
+        };
+        if let Some(Failure::Mismatch(what)) = guest.failure() {
+            note(Some(what));
+        }
+        note(
+            middle
+                .fleecing
+                .as_ref()
+                .and_then(|summary| summary.failure.clone()),
+        );
+        graph
+            .remove_copy_before_write(shard, "cbw")
+            .await
+            .map_err(|error| error.to_string())?;
+        let is_complete = middle.outcome.result.is_ok();
+        if self.args.sync == SyncArg::Bitmap {
+            let end = if is_complete {
+                BitmapEnd::Abdicate
+            } else {
+                BitmapEnd::Reclaim
+            };
+            graph
+                .end_bitmap(&source.name, BITMAP, end)
+                .await
+                .map_err(|error| error.to_string())?;
+        }
+        let mut backup_bytes_checked = 0;
+        if is_complete && self.args.sync != SyncArg::None {
+            let what;
+            (backup_bytes_checked, what) = self.verify_backup(shard, graph, target, middle).await?;
+            note(what.map(|what| format!("the backup: {what}")));
+        }
+        let mut source_bytes_checked = 0;
+        if !self.args.no_guest && guest.failure().is_none() {
+            let what;
+            (source_bytes_checked, what) = self.verify_source(shard, source, guest).await;
+            note(what.map(|what| format!("the disk: {what}")));
+        }
+        Ok(Verification {
+            held: wrong.is_none(),
+            backup_bytes_checked,
+            fleece_bytes_checked: match *middle.reference {
+                Reference::Written(_) => {
+                    middle.fleecing.as_ref().map_or(0, |summary| summary.bytes)
+                }
+                Reference::Disk(_) => 0,
+            },
+            guest_reads_checked: guest.reads_checked(),
+            source_bytes_checked,
+            first_mismatch: wrong,
+        })
+    }
+
+    async fn verify_backup(
+        &self,
+        shard: &Shard,
+        graph: &mut Graph,
+        target: &str,
+        middle: &Middle,
+    ) -> Result<(u64, Option<String>), String> {
+        let access = Access {
+            read: true,
+            write: false,
+            alone_writing: true,
+        };
+        let (id, attachment) = graph
+            .attach(shard, target, "the verification", access)
+            .await
+            .map_err(|error| error.to_string())?;
+        let total = middle.areas.iter().map(|area| area.len).sum();
+        self.progress.begin("verifying the backup", total);
+        let result = verify::compare(
+            shard,
+            &attachment,
+            &middle.areas,
+            &middle.reference,
+            &self.progress,
+        )
+        .await;
+        graph.detach(id).await;
+        Ok(result)
+    }
+
+    async fn verify_source(
+        &self,
+        shard: &Shard,
+        source: &Source,
+        guest: &Guest,
+    ) -> (u64, Option<String>) {
+        self.progress.begin("verifying the disk", source.size);
+        let written = Arc::new(Reference::Written(guest.snapshot()));
+        let whole = [Span::new(0, source.size)];
+        verify::compare(shard, &source.attachment, &whole, &written, &self.progress).await
+    }
+}
+
+/// The name of the bitmap of `--sync bitmap`.
+const BITMAP: &str = "bench";
+
+async fn add_bitmap(graph: &mut Graph, node: &str) -> Result<(), String> {
+    let granularity = default_granularity(None);
+    graph
+        .change_bitmaps(node, |bitmaps| {
+            bitmaps.add(BITMAP, granularity, false, false).map(drop)
+        })
+        .await
+        .map_err(|error| error.to_string())
+}
+
+async fn add_nodes(
+    shard: &Shard,
+    graph: &mut Graph,
+    nodes: &[(String, NodeSpec)],
+) -> Result<String, String> {
+    let mut top = String::new();
+    for (name, spec) in nodes {
+        graph
+            .add(shard, name, spec.clone())
+            .await
+            .map_err(|error| error.to_string())?;
+        top.clone_from(name);
+    }
+    Ok(top)
+}
+
+fn warn_if_buffered(graph: &Graph, name: &str, args: &Args) {
+    let Some(file) = graph.file(name) else { return };
+    if !file.geometry().direct && args.cache() == ringback_ring::file::Cache::Auto {
+        eprintln!(
+            "ringback: warning: the file system of '{}' has no O_DIRECT; the page cache is used, \
+             and latencies are those of memory",
+            file.path().display()
+        );
+    }
+}
+
+/// One shard's part of filling a disk.
+struct Filler {
+    pieces: Arc<Vec<Span>>,
+    guest: Guest,
+    disk: Attachment,
+    args: Args,
+    progress: Arc<Progress>,
+    blank: bool,
+}
+
+/// Pieces in flight on each shard.
+const FILL_DEPTH: usize = 4;
+
+impl Filler {
+    /// Bytes of data that were written.
+    async fn run(self, shard: &Shard) -> Result<u64, String> {
+        let this = std::rc::Rc::new(self);
+        let lanes = shard.set().count() * FILL_DEPTH;
+        let tasks: Vec<_> = (0..FILL_DEPTH)
+            .map(|depth| {
+                let (this, home) = (std::rc::Rc::clone(&this), shard.clone());
+                let lane = shard.index() * FILL_DEPTH + depth;
+                shard.spawn(async move { this.lane(&home, lane, lanes).await })
+            })
+            .collect();
+        let mut bytes = 0;
+        for task in tasks {
+            bytes += task.join().await?;
+        }
+        Ok(bytes)
+    }
+
+    async fn lane(&self, shard: &Shard, lane: usize, lanes: usize) -> Result<u64, String> {
+        let mut bytes = 0;
+        for &piece in self.pieces.iter().skip(lane).step_by(lanes) {
+            let result = if self.holds_data(piece) {
+                bytes += piece.len;
+                self.write(shard, piece).await
+            } else if self.blank {
+                Ok(())
+            } else {
+                self.disk.port(shard).write_zeroes(shard, piece, true).await
+            };
+            result.map_err(|errno| {
+                format!(
+                    "filling the disk at byte {} failed: {}",
+                    piece.offset,
+                    errno.desc()
+                )
+            })?;
+            self.progress.add(piece.len);
+        }
+        Ok(bytes)
+    }
+
+    fn holds_data(&self, piece: Span) -> bool {
+        random::mix(piece.offset ^ self.args.seed) % 100 < u64::from(self.args.fill)
+    }
+
+    async fn write(&self, shard: &Shard, piece: Span) -> ringback_ring::IoResult<()> {
+        let layout = self.guest.layout();
+        let len = usize::try_from(piece.len).expect("a piece fits in memory");
+        let mut buf = shard.buffer(len).await;
+        let first = piece.offset / self.args.block;
+        let block_len = usize::try_from(self.args.block).expect("a block fits in memory");
+        for (block, bytes) in (first..).zip(buf.chunks_mut(block_len)) {
+            let version = self.guest.preload(block);
+            pattern::fill(layout.seed, block, version, bytes);
+        }
+        self.disk
+            .port(shard)
+            .write(shard, piece.offset, buf, 0..len)
+            .await
+            .0
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a duration for people")]
+fn seconds_since(shard: &Shard, start_ns: u64) -> f64 {
+    (shard.now_ns() - start_ns) as f64 / SECOND_NS as f64
+}
+
+fn guest_phase(guest: &Guest, phase: Phase, seconds: f64) -> GuestPhase {
+    let stats = guest.phase_stats(phase);
+    GuestPhase {
+        seconds,
+        reads: stats.read.len(),
+        writes: stats.write.len(),
+        read_latency: LatencySummary::of(&stats.read),
+        write_latency: LatencySummary::of(&stats.write),
+    }
+}
+
+fn fill_in(
+    report: &mut BenchReport,
+    args: &Args,
+    middle: &Middle,
+    guest: &Guest,
+    measured: &metrics::Snapshot,
+) {
+    if !args.no_guest {
+        report.during = Some(guest_phase(guest, Phase::During, middle.seconds));
+        report.point_in_time = Some(report::PointInTime {
+            drain_pause_ns: middle.pause_ns,
+        });
+        let (saves, waits) = (
+            measured.class(Class::SaveWait),
+            measured.class(Class::ReaderWait),
+        );
+        report.copy_before_write = Some(report::CopyBeforeWrite {
+            saves: measured.class(Class::Save).len(),
+            saved_bytes: measured.saved_bytes,
+            save_latency: LatencySummary::of(saves),
+            reader_waits: waits.len(),
+            reader_wait_latency: LatencySummary::of(waits),
+            broken: middle.filter.broken().is_some(),
+        });
+    }
+    report.backup = Some(backup_part(args, middle));
+    report.fleecing = middle.fleecing.as_ref().map(|summary| report::Fleecing {
+        reads: summary.reads,
+        bytes: summary.bytes,
+        read_latency: LatencySummary::of(measured.class(Class::SnapshotRead)),
+        refused: summary.refused,
+    });
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+fn backup_part(args: &Args, middle: &Middle) -> report::Backup {
+    let seconds = middle.outcome.duration_ns as f64 / SECOND_NS as f64;
+    let moved = middle.filter.progress().offset;
+    let result = match (args.sync, middle.outcome.result) {
+        (SyncArg::None, Ok(())) => "ended after its time".into(),
+        (_, Ok(())) => "completed".into(),
+        (_, Err(error)) => error.to_string(),
+    };
+    report::Backup {
+        bytes_total: middle.bytes_total,
+        bytes_copied: middle.outcome.copied.data,
+        bytes_zero: middle.outcome.copied.zero,
+        seconds,
+        bytes_per_second: if seconds > 0.0 {
+            moved as f64 / seconds
+        } else {
+            0.0
+        },
+        workers: args.workers,
+        result,
+    }
+}
+
+/// What went wrong, if it was not a difference.
+fn failure(middle: &Middle, guest: &Guest) -> Option<String> {
+    if let Some(Failure::Request(what)) = guest.failure() {
+        return Some(what);
+    }
+    match middle.outcome.result {
+        Ok(()) => None,
+        Err(JobError::Cancelled) if guest.failure().is_some() => None,
+        Err(error) => Some(format!("the backup failed: {error}")),
+    }
+}
+
+fn histograms(guest: &Guest, measured: &metrics::Snapshot) -> Vec<(&'static str, Histogram<u64>)> {
+    let (baseline, during) = (
+        guest.phase_stats(Phase::Baseline),
+        guest.phase_stats(Phase::During),
+    );
+    let guests = [
+        ("guest-read-baseline", baseline.read),
+        ("guest-write-baseline", baseline.write),
+        ("guest-read-during", during.read),
+        ("guest-write-during", during.write),
+    ];
+    let engine = Class::ALL.map(|class| (class.name(), measured.class(class).clone()));
+    guests.into_iter().chain(engine).collect()
+}

@@ -1,0 +1,51 @@
+//! `ringback`: back up the disks of running virtual machines without the guests
+//! feeling it.
+//!
+//! One program with subcommands. Exit status: 0 done, 1 failed, 2 wrong usage,
+//! 3 done but the verification found a difference.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod daemon;
+mod nodes;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Back up the disks of running virtual machines without the guests feeling it.
+#[derive(Debug, Parser)]
+#[command(name = "ringback", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Put a disk under guest load, back it up at one instant, verify, report
+    Bench(Box<bench::args::Args>),
+    /// The storage daemon (in this version only --version)
+    Daemon(daemon::Args),
+}
+
+/// The exit status of a run whose verification failed.
+const EXIT_DIFFERENT: u8 = 3;
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
+    let result = match Cli::parse().command {
+        Command::Bench(args) => bench::run(&args),
+        Command::Daemon(args) => daemon::run(&args).map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|message| {
+        eprintln!("ringback: {message}");
+        ExitCode::FAILURE
+    })
+}
