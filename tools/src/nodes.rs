@@ -1,7 +1,7 @@
 //! From the words of a command line to nodes of the block graph.
 //!
 //! A disk is given as a path, or with `--image-opts` in QEMU's syntax
-//! (`driver=raw,offset=1M,file.driver=file,file.filename=disk.img`). What the
+//! (`driver=raw,offset=1048576,file.driver=file,file.filename=disk.img`). What the
 //! engine does not honour is refused by name.
 
 use std::path::{Path, PathBuf};
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_window_of_a_file_becomes_two_nodes() {
-        let disk = parse("driver=raw,node-name=x,offset=1M,file.driver=file,file.filename=a.img,file.cache.direct=off")
+        let disk = parse("driver=raw,node-name=x,offset=1048576,file.driver=file,file.filename=a.img,file.cache.direct=off")
             .expect("good options");
         assert_eq!(disk.top(), "disk");
         assert_eq!(disk.path.as_deref(), Some(Path::new("a.img")));
