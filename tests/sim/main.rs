@@ -6,6 +6,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "simulated disks are small")]
 
 mod model;
+mod power;
 mod scenario;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,9 +22,12 @@ fn from_environment(name: &str) -> Option<u64> {
     )
 }
 
+/// What a seed is run through.
+type Scene = fn(u64) -> Result<(), String>;
+
 /// One seed; a panic is a violation, too.
-fn run(seed: u64) -> Result<(), String> {
-    catch_unwind(AssertUnwindSafe(|| scenario::run(seed))).unwrap_or_else(|panic| {
+fn run(scene: Scene, seed: u64) -> Result<(), String> {
+    catch_unwind(AssertUnwindSafe(|| scene(seed))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
         Err(format!("panicked: {}", text.unwrap_or("?")))
@@ -32,7 +36,7 @@ fn run(seed: u64) -> Result<(), String> {
 
 /// Runs seeds `0..count` on all cores, with a fault or without; the first
 /// failure.
-fn run_many(count: u64, fault: Option<Fault>) -> Option<(u64, String)> {
+fn run_many(scene: Scene, count: u64, fault: Option<Fault>) -> Option<(u64, String)> {
     let next = AtomicU64::new(0);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let failures: Vec<_> = std::thread::scope(|scope| {
@@ -43,7 +47,7 @@ fn run_many(count: u64, fault: Option<Fault>) -> Option<(u64, String)> {
                 if seed >= count {
                     return None;
                 }
-                if let Err(what) = run(seed) {
+                if let Err(what) = run(scene, seed) {
                     next.store(count, Ordering::Relaxed);
                     return Some((seed, what));
                 }
@@ -58,31 +62,49 @@ fn run_many(count: u64, fault: Option<Fault>) -> Option<(u64, String)> {
     failures.into_iter().min()
 }
 
-#[test]
-fn a_thousand_seeds_keep_every_promise() {
+fn assert_holds(scene: Scene) {
     if let Some(seed) = from_environment("RINGBACK_SIM_SEED") {
-        run(seed).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
+        run(scene, seed).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
         return;
     }
     let count = from_environment("RINGBACK_SIM_COUNT").unwrap_or(1000);
-    if let Some((seed, what)) = run_many(count, None) {
+    if let Some((seed, what)) = run_many(scene, count, None) {
         panic!("RINGBACK_SIM_SEED={seed}: {what}");
     }
+}
+
+#[test]
+fn a_thousand_seeds_keep_every_promise() {
+    assert_holds(scenario::run);
+}
+
+#[test]
+fn what_was_flushed_survives_a_thousand_power_cuts() {
+    assert_holds(power::run);
+}
+
+#[test]
+fn a_flush_that_does_nothing_is_found() {
+    assert_found_in(power::run, Fault::FlushForgotten);
 }
 
 #[test]
 fn a_seed_replays() {
     let _planted = planted::plant(Fault::ShortCutOnSaved);
     let (seed, what) = (0..1000)
-        .find_map(|seed| run(seed).err().map(|what| (seed, what)))
+        .find_map(|seed| run(scenario::run, seed).err().map(|what| (seed, what)))
         .expect("the fault is found");
-    assert_eq!(run(seed), Err(what), "seed {seed}");
+    assert_eq!(run(scenario::run, seed), Err(what), "seed {seed}");
 }
 
 /// A fault that is not found within the seeds that every run tries would not be
 /// found when somebody makes it by mistake.
 fn assert_found(fault: Fault) {
-    let found = run_many(1000, Some(fault));
+    assert_found_in(scenario::run, fault);
+}
+
+fn assert_found_in(scene: Scene, fault: Fault) {
+    let found = run_many(scene, 1000, Some(fault));
     let (seed, what) = found.unwrap_or_else(|| panic!("{fault:?} was not found"));
     println!("{fault:?} was found by seed {seed}: {what}");
 }

@@ -24,6 +24,8 @@ pub enum Fault {
     ClaimLeakedOnCancel,
     /// Unaligned writes do not wait for each other.
     UnalignedNotSerialised,
+    /// A flush answers without having flushed.
+    FlushForgotten,
 }
 
 #[cfg(debug_assertions)]

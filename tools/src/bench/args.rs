@@ -83,11 +83,12 @@ pub(crate) struct Args {
     /// What is backed up
     #[arg(long, value_enum, default_value = "full", help_heading = "Backup")]
     pub(crate) sync: SyncArg,
-    /// Copies in flight
-    #[arg(long, default_value_t = 16, help_heading = "Backup")]
+    /// Copies in flight; more are faster where the device works in parallel, and
+    /// felt by the guest where it does not
+    #[arg(long, default_value_t = 1, help_heading = "Backup")]
     pub(crate) workers: u32,
     /// Largest copy; 0: no limit of its own (1M)
-    #[arg(long, value_parser = parse_size, default_value = "1M", help_heading = "Backup")]
+    #[arg(long, value_parser = parse_size, default_value = "256k", help_heading = "Backup")]
     pub(crate) max_chunk: u64,
     /// Limit in bytes a second; 0: none
     #[arg(long, value_parser = parse_size, default_value = "0", help_heading = "Backup")]

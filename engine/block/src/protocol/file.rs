@@ -13,12 +13,13 @@
 //! again.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 
 use ringback_ring::file::Kind;
 use ringback_ring::{Buf, Errno, File, IoResult, Shard};
 
 use crate::extent::{Content, Extent};
+use crate::planted::{self, Fault};
 use crate::units::SECTOR;
 
 /// How often the kernel may say "try again" before it is taken as an error.
@@ -37,6 +38,8 @@ pub struct FileProtocol {
     discard: bool,
     /// Writes since the last flush; a flush without any is free.
     dirty: AtomicBool,
+    /// Flushes under way.
+    syncs: AtomicU32,
     /// Errno of a failed flush of a buffered file, or 0.
     flush_failed: AtomicI32,
     cannot_zero: AtomicBool,
@@ -60,6 +63,7 @@ impl FileProtocol {
             size,
             discard,
             dirty: AtomicBool::new(false),
+            syncs: AtomicU32::new(0),
             flush_failed: AtomicI32::new(0),
             cannot_zero: AtomicBool::new(false),
             cannot_punch: AtomicBool::new(false),
@@ -206,11 +210,22 @@ impl FileProtocol {
             0 => {}
             errno => return Err(Errno::from_raw(errno)),
         }
-        // Taken before the sync: a write that is acknowledged meanwhile sets it
-        // again and is covered by the next flush.
-        if !self.dirty.swap(false, Ordering::AcqRel) {
-            return Ok(());
-        }
+        // Counted before the flag is taken: who finds the flag down while
+        // another sync is under way must not answer before that has ended, and
+        // makes one of its own.
+        let others = self.syncs.fetch_add(1, Ordering::AcqRel);
+        let dirty = self.dirty.swap(false, Ordering::AcqRel);
+        let needed = (dirty || others > 0) && !planted::is(Fault::FlushForgotten);
+        let result = if needed {
+            self.sync(shard).await
+        } else {
+            Ok(())
+        };
+        self.syncs.fetch_sub(1, Ordering::AcqRel);
+        result
+    }
+
+    async fn sync(&self, shard: &Shard) -> IoResult<()> {
         let result = again(shard, async || self.file.sync(shard).await).await;
         if let Err(errno) = result {
             self.dirty.store(true, Ordering::Release);

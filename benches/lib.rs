@@ -1,0 +1,1 @@
+//! Micro-benchmarks: `cargo bench -p ringback-benches`.
