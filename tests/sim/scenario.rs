@@ -14,10 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ringback_block::bitmap::DirtyBitmap;
 use ringback_block::copy::chunk::Side;
+use ringback_block::copy::control::{Event, JobError, OnError};
 use ringback_block::filter::copy_before_write::{self, CopyBeforeWrite, OnCbwError};
 use ringback_block::graph::{Access, BitmapEnd, Graph, Insertion, NodeSpec, UserId};
 use ringback_block::job::backup::{self, Backup};
-use ringback_block::job::control::{Event, JobError, OnError};
 use ringback_block::port::{Attachment, Port};
 use ringback_block::span::Span;
 use ringback_ring::file::Cache;

@@ -5,9 +5,9 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
+use ringback_block::copy::control::OnError;
 use ringback_block::filter::copy_before_write::{self, OnCbwError};
 use ringback_block::job::backup;
-use ringback_block::job::control::OnError;
 use ringback_qmp_shim::size::parse_size;
 use ringback_ring::file::Cache;
 use ringback_ring::probe::Feature;

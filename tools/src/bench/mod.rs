@@ -6,11 +6,13 @@
 //! | `args` | the command line |
 //! | `prepare` | the files: made on the spot or given, and what may be overwritten |
 //! | `session` | the run from the first write to the verdict |
-//! | `guest`, `fleece`, `verify` | its three kinds of work |
+//! | `fill`, `guest`, `fleece`, `verify` | its kinds of work |
+//! | `summary` | from what was measured to the report |
 //! | `layout`, `pattern`, `history`, `load`, `random` | pure: what is asked for, written, expected |
 //! | `progress` | the bar |
 
 pub(crate) mod args;
+mod fill;
 mod fleece;
 mod guest;
 mod history;
@@ -21,6 +23,7 @@ mod prepare;
 mod progress;
 mod random;
 mod session;
+mod summary;
 mod verify;
 
 use std::process::ExitCode;

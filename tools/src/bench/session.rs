@@ -11,27 +11,25 @@ use ringback_block::bitmap::default_granularity;
 use ringback_block::filter::copy_before_write::CopyBeforeWrite;
 use ringback_block::graph::{Access, BitmapEnd, Graph, Insertion, NodeSpec, UserId};
 use ringback_block::job::backup::{self, Backup};
-use ringback_block::job::control::JobError;
-use ringback_block::metrics::{self, Class};
+use ringback_block::metrics;
 use ringback_block::port::Attachment;
 use ringback_block::span::Span;
 use ringback_ring::file::Kind;
 use ringback_ring::{Shard, probe};
 
 use super::args::{Args, SyncArg};
+use super::fill::Filler;
 use super::fleece::{Fleecing, Summary};
 use super::guest::{Failure, Guest, Phase};
 use super::history::Snapshot;
 use super::layout::DiskLayout;
 use super::prepare::Disks;
 use super::progress::Progress;
+use super::summary;
 use super::verify::{self, Reference};
-use super::{pattern, random};
-use crate::report::latency::LatencySummary;
 use crate::report::{self, BenchReport, GuestPhase, LatencyFrom, Verification};
 
-const SECOND_NS: u64 = 1_000_000_000;
-const MIB: u64 = 1 << 20;
+pub(super) const SECOND_NS: u64 = 1_000_000_000;
 
 /// Everything that a run has found.
 pub(crate) struct Outcome {
@@ -58,15 +56,15 @@ struct Source {
 }
 
 /// What the middle of the run has measured.
-struct Middle {
-    filter: Arc<CopyBeforeWrite>,
+pub(super) struct Middle {
+    pub(super) filter: Arc<CopyBeforeWrite>,
     areas: Vec<Span>,
     reference: Arc<Reference>,
-    outcome: backup::Outcome,
-    bytes_total: u64,
-    fleecing: Option<Summary>,
-    pause_ns: u64,
-    seconds: f64,
+    pub(super) outcome: backup::Outcome,
+    pub(super) bytes_total: u64,
+    pub(super) fleecing: Option<Summary>,
+    pub(super) pause_ns: u64,
+    pub(super) seconds: f64,
 }
 
 impl Session {
@@ -112,11 +110,11 @@ impl Session {
             .verify(shard, &mut graph, &source, &target, &guest, &middle)
             .await?;
         graph.detach(source.user).await;
-        fill_in(&mut report, &self.args, &middle, &guest, &measured);
+        summary::fill_in(&mut report, &self.args, &middle, &guest, &measured);
         report.verification = Some(verification);
         Ok(Outcome {
-            histograms: histograms(&guest, &measured),
-            failure: failure(&middle, &guest),
+            histograms: summary::histograms(&guest, &measured),
+            failure: summary::failure(&middle, &guest),
             report,
         })
     }
@@ -217,31 +215,15 @@ impl Session {
     ) -> Result<report::Fill, String> {
         self.progress.begin("filling the disk", source.size);
         let start_ns = shard.now_ns();
-        let unit = self.args.block * MIB.div_ceil(self.args.block);
-        let pieces: Vec<Span> = Span::new(0, source.size).pieces(unit).collect();
-        let pieces = Arc::new(pieces);
-        let (guest, disk) = (guest.clone(), source.attachment.clone());
-        let (args, progress) = (self.args.clone(), Arc::clone(&self.progress));
-        let blank = self.disks.source_is_blank;
-        let work = move |shard: Shard| {
-            let filler = Filler {
-                pieces: Arc::clone(&pieces),
-                guest: guest.clone(),
-                disk: disk.clone(),
-                args: args.clone(),
-                progress: Arc::clone(&progress),
-                blank,
-            };
-            async move { filler.run(&shard).await }
-        };
-        let mut bytes = 0;
-        for filled in shard.set().on_each(work).await {
-            bytes += filled?;
-        }
-        let port = source.attachment.port(shard);
-        port.flush(shard)
-            .await
-            .map_err(|errno| format!("flushing the disk: {}", errno.desc()))?;
+        let filler = Filler::new(
+            source.size,
+            self.disks.source_is_blank,
+            guest.clone(),
+            source.attachment.clone(),
+            &self.args,
+            Arc::clone(&self.progress),
+        );
+        let bytes = filler.run(shard).await?;
         let seconds = seconds_since(shard, start_ns);
         Ok(report::Fill { bytes, seconds })
     }
@@ -254,7 +236,7 @@ impl Session {
             shard.sleep_ns(SECOND_NS / 20).await;
             self.progress.set(shard.now_ns() - start_ns, total_ns);
         }
-        guest_phase(guest, Phase::Baseline, seconds_since(shard, start_ns))
+        summary::guest_phase(guest, Phase::Baseline, seconds_since(shard, start_ns))
     }
 
     /// The point in time, the backup and the fleecing readers.
@@ -536,180 +518,7 @@ fn warn_if_buffered(graph: &Graph, name: &str, args: &Args) {
     }
 }
 
-/// One shard's part of filling a disk.
-struct Filler {
-    pieces: Arc<Vec<Span>>,
-    guest: Guest,
-    disk: Attachment,
-    args: Args,
-    progress: Arc<Progress>,
-    blank: bool,
-}
-
-/// Pieces in flight on each shard.
-const FILL_DEPTH: usize = 4;
-
-impl Filler {
-    /// Bytes of data that were written.
-    async fn run(self, shard: &Shard) -> Result<u64, String> {
-        let this = std::rc::Rc::new(self);
-        let lanes = shard.set().count() * FILL_DEPTH;
-        let tasks: Vec<_> = (0..FILL_DEPTH)
-            .map(|depth| {
-                let (this, home) = (std::rc::Rc::clone(&this), shard.clone());
-                let lane = shard.index() * FILL_DEPTH + depth;
-                shard.spawn(async move { this.lane(&home, lane, lanes).await })
-            })
-            .collect();
-        let mut bytes = 0;
-        for task in tasks {
-            bytes += task.join().await?;
-        }
-        Ok(bytes)
-    }
-
-    async fn lane(&self, shard: &Shard, lane: usize, lanes: usize) -> Result<u64, String> {
-        let mut bytes = 0;
-        for &piece in self.pieces.iter().skip(lane).step_by(lanes) {
-            let result = if self.holds_data(piece) {
-                bytes += piece.len;
-                self.write(shard, piece).await
-            } else if self.blank {
-                Ok(())
-            } else {
-                self.disk.port(shard).write_zeroes(shard, piece, true).await
-            };
-            result.map_err(|errno| {
-                format!(
-                    "filling the disk at byte {} failed: {}",
-                    piece.offset,
-                    errno.desc()
-                )
-            })?;
-            self.progress.add(piece.len);
-        }
-        Ok(bytes)
-    }
-
-    fn holds_data(&self, piece: Span) -> bool {
-        random::mix(piece.offset ^ self.args.seed) % 100 < u64::from(self.args.fill)
-    }
-
-    async fn write(&self, shard: &Shard, piece: Span) -> ringback_ring::IoResult<()> {
-        let layout = self.guest.layout();
-        let len = usize::try_from(piece.len).expect("a piece fits in memory");
-        let mut buf = shard.buffer(len).await;
-        let first = piece.offset / self.args.block;
-        let block_len = usize::try_from(self.args.block).expect("a block fits in memory");
-        for (block, bytes) in (first..).zip(buf.chunks_mut(block_len)) {
-            let version = self.guest.preload(block);
-            pattern::fill(layout.seed, block, version, bytes);
-        }
-        self.disk
-            .port(shard)
-            .write(shard, piece.offset, buf, 0..len)
-            .await
-            .0
-    }
-}
-
 #[expect(clippy::cast_precision_loss, reason = "a duration for people")]
 fn seconds_since(shard: &Shard, start_ns: u64) -> f64 {
     (shard.now_ns() - start_ns) as f64 / SECOND_NS as f64
-}
-
-fn guest_phase(guest: &Guest, phase: Phase, seconds: f64) -> GuestPhase {
-    let stats = guest.phase_stats(phase);
-    GuestPhase {
-        seconds,
-        reads: stats.read.len(),
-        writes: stats.write.len(),
-        read_latency: LatencySummary::of(&stats.read),
-        write_latency: LatencySummary::of(&stats.write),
-    }
-}
-
-fn fill_in(
-    report: &mut BenchReport,
-    args: &Args,
-    middle: &Middle,
-    guest: &Guest,
-    measured: &metrics::Snapshot,
-) {
-    if !args.no_guest {
-        report.during = Some(guest_phase(guest, Phase::During, middle.seconds));
-        report.point_in_time = Some(report::PointInTime {
-            drain_pause_ns: middle.pause_ns,
-        });
-        let (saves, waits) = (
-            measured.class(Class::SaveWait),
-            measured.class(Class::ReaderWait),
-        );
-        report.copy_before_write = Some(report::CopyBeforeWrite {
-            saves: measured.class(Class::Save).len(),
-            saved_bytes: measured.saved_bytes,
-            save_latency: LatencySummary::of(saves),
-            reader_waits: waits.len(),
-            reader_wait_latency: LatencySummary::of(waits),
-            broken: middle.filter.broken().is_some(),
-        });
-    }
-    report.backup = Some(backup_part(args, middle));
-    report.fleecing = middle.fleecing.as_ref().map(|summary| report::Fleecing {
-        reads: summary.reads,
-        bytes: summary.bytes,
-        read_latency: LatencySummary::of(measured.class(Class::SnapshotRead)),
-        refused: summary.refused,
-    });
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-fn backup_part(args: &Args, middle: &Middle) -> report::Backup {
-    let seconds = middle.outcome.duration_ns as f64 / SECOND_NS as f64;
-    let moved = middle.filter.progress().offset;
-    let result = match (args.sync, middle.outcome.result) {
-        (SyncArg::None, Ok(())) => "ended after its time".into(),
-        (_, Ok(())) => "completed".into(),
-        (_, Err(error)) => error.to_string(),
-    };
-    report::Backup {
-        bytes_total: middle.bytes_total,
-        bytes_copied: middle.outcome.copied.data,
-        bytes_zero: middle.outcome.copied.zero,
-        seconds,
-        bytes_per_second: if seconds > 0.0 {
-            moved as f64 / seconds
-        } else {
-            0.0
-        },
-        workers: args.workers,
-        result,
-    }
-}
-
-/// What went wrong, if it was not a difference.
-fn failure(middle: &Middle, guest: &Guest) -> Option<String> {
-    if let Some(Failure::Request(what)) = guest.failure() {
-        return Some(what);
-    }
-    match middle.outcome.result {
-        Ok(()) => None,
-        Err(JobError::Cancelled) if guest.failure().is_some() => None,
-        Err(error) => Some(format!("the backup failed: {error}")),
-    }
-}
-
-fn histograms(guest: &Guest, measured: &metrics::Snapshot) -> Vec<(&'static str, Histogram<u64>)> {
-    let (baseline, during) = (
-        guest.phase_stats(Phase::Baseline),
-        guest.phase_stats(Phase::During),
-    );
-    let guests = [
-        ("guest-read-baseline", baseline.read),
-        ("guest-write-baseline", baseline.write),
-        ("guest-read-during", during.read),
-        ("guest-write-during", during.write),
-    ];
-    let engine = Class::ALL.map(|class| (class.name(), measured.class(class).clone()));
-    guests.into_iter().chain(engine).collect()
 }

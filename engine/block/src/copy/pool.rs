@@ -23,10 +23,10 @@ use std::sync::Arc;
 use ringback_ring::{LocalQueue, Shard, Shards};
 
 use crate::copy::chunk::{self, Chunk, Copied, CopyError};
+use crate::copy::control::Control;
 use crate::copy::rate::Rate;
 use crate::extent::{Content, Extent};
 use crate::filter::copy_before_write::CopyBeforeWrite;
-use crate::job::control::Control;
 use crate::span::Span;
 use crate::sync::{AtomicU64, Ordering};
 

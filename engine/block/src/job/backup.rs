@@ -9,11 +9,12 @@ use std::sync::{Arc, OnceLock};
 
 use ringback_ring::{Shard, WaitQueue};
 
+use crate::copy::Progress;
 use crate::copy::chunk::Copied;
+use crate::copy::control::{Control, JobError, OnError};
 use crate::copy::pool::{Pool, Shape};
 use crate::copy::rate::Rate;
 use crate::filter::copy_before_write::CopyBeforeWrite;
-use crate::job::control::{Control, JobError, OnError};
 use crate::sync::{Ordering, fence};
 
 /// What the job itself copies. What the filter saves for guests is decided by
@@ -72,15 +73,6 @@ pub enum OptionError {
         /// Unit of copying.
         cluster_size: u64,
     },
-}
-
-/// How far a job is, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// Copied, by the job or for guests.
-    pub offset: u64,
-    /// That plus what remains.
-    pub len: u64,
 }
 
 /// How a job ended.

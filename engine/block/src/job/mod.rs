@@ -1,4 +1,3 @@
 //! Long operations.
 
 pub mod backup;
-pub mod control;

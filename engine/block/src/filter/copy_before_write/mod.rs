@@ -40,8 +40,8 @@ use ringback_ring::shard::Task;
 use ringback_ring::{Buf, Errno, IoResult, Shard};
 
 use crate::bitmap::{BitmapError, DirtyBitmap};
+use crate::copy::Progress;
 use crate::copy::chunk::{self, Chunk};
-use crate::job::backup::Progress;
 use crate::metrics::{Class, Metrics};
 use crate::path::Path;
 use crate::planted::{self, Fault};

@@ -18,21 +18,26 @@
 //! attachment gets its new path; all resume. If something fails in between, the
 //! old paths are resumed.
 
+mod error;
+mod permissions;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ringback_ring::file::{Cache, OpenError, OpenOptions};
-use ringback_ring::lock::{LockError, Locks, Permission};
+use ringback_ring::file::{Cache, OpenOptions};
 use ringback_ring::{File, Shard};
 
 use crate::bitmap::{BitmapError, DirtyBitmap, NodeBitmaps};
-use crate::filter::copy_before_write::{self, CbwError, CopyBeforeWrite};
+use crate::filter::copy_before_write::{self, CopyBeforeWrite};
 use crate::filter::snapshot_access::SnapshotAccess;
-use crate::format::{Format, Image, Raw, RawError};
+use crate::format::{Format, Image, Raw};
 use crate::path::{Base, Layer, Path};
 use crate::port::Attachment;
 use crate::protocol::{FileProtocol, NullProtocol, Protocol};
 use crate::storage::Storage;
+pub use error::GraphError;
+pub use permissions::Access;
+use permissions::{check_claims, lock};
 
 /// How to make a node.
 #[derive(Clone, Debug)]
@@ -71,90 +76,6 @@ pub enum NodeSpec {
         /// The filter.
         file: String,
     },
-}
-
-/// What somebody does with a node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Access {
-    /// Reads.
-    pub read: bool,
-    /// Writes.
-    pub write: bool,
-    /// Minds it if somebody else writes.
-    pub alone_writing: bool,
-}
-
-/// Why the graph refused.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum GraphError {
-    /// The file could not be opened.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// Another process uses it.
-    #[error("{error}\nIs another process using the image [{path}]?")]
-    Lock {
-        /// Which file.
-        path: String,
-        /// How it is used.
-        error: LockError,
-    },
-    /// The window does not fit.
-    #[error(transparent)]
-    Raw(#[from] RawError),
-    /// The filter could not be made.
-    #[error(transparent)]
-    Filter(#[from] CbwError),
-    /// The bitmap refused.
-    #[error(transparent)]
-    Bitmap(#[from] BitmapError),
-    /// No node of that name.
-    #[error("Cannot find device='{0}' nor node-name='{0}'")]
-    NotFound(String),
-    /// The name is taken.
-    #[error("Duplicate nodes with node-name='{0}'")]
-    Duplicate(String),
-    /// Names are identifiers of at most 31 bytes.
-    #[error("Invalid node-name: '{0}'")]
-    InvalidName(String),
-    /// Two users contradict each other.
-    #[error(
-        "Permission conflict on node '{node}': permissions 'write' are both required by {writer} \
-         and unshared by {other}."
-    )]
-    Conflict {
-        /// Where.
-        node: String,
-        /// Who writes.
-        writer: String,
-        /// Who minds.
-        other: String,
-    },
-    /// Somebody wants to write what was opened for reading.
-    #[error("Block node is read-only")]
-    ReadOnly,
-    /// A job's two ends must differ.
-    #[error("Source and target cannot be the same")]
-    SameNode,
-    /// A job's two ends must be equally long.
-    #[error(
-        "Source and target image have different sizes ('{source_node}' has {source_size} bytes, '{target_node}' {target_size})"
-    )]
-    Sizes {
-        /// What is to be copied.
-        source_node: String,
-        /// How long it is.
-        source_size: u64,
-        /// Where to.
-        target_node: String,
-        /// How long that is.
-        target_size: u64,
-    },
-    /// Only a copy-before-write node has a snapshot.
-    #[error("Node '{0}' is not a copy-before-write filter: it has no snapshot")]
-    NoSnapshot(String),
-    /// The node is part of something.
-    #[error("Node {0} is in use")]
-    InUse(String),
 }
 
 enum Kind {
@@ -807,50 +728,4 @@ fn children(kind: &Kind) -> Vec<&str> {
         Kind::Raw { file, .. } | Kind::SnapshotAccess { file, .. } => vec![file],
         Kind::CopyBeforeWrite { file, target, .. } => vec![file, target],
     }
-}
-
-/// Whoever writes must not meet anybody else who minds.
-fn check_claims(node: &str, claims: &[(String, Access)]) -> Result<(), GraphError> {
-    for (index, (writer, access)) in claims.iter().enumerate() {
-        let mut others = claims
-            .iter()
-            .enumerate()
-            .filter(|(other, _)| *other != index);
-        if access.write
-            && let Some((_, (other, _))) = others.find(|(_, (_, other))| other.alone_writing)
-        {
-            return Err(GraphError::Conflict {
-                node: node.into(),
-                writer: writer.clone(),
-                other: other.clone(),
-            });
-        }
-    }
-    Ok(())
-}
-
-/// The union of all claims, as other processes see it. Nobody resizes.
-fn lock(file: &File, claims: &[(String, Access)]) -> Result<(), GraphError> {
-    let any = |what: fn(&Access) -> bool| claims.iter().any(|(_, access)| what(access));
-    let permissions = |wanted: &[(bool, Permission)]| {
-        wanted
-            .iter()
-            .filter(|(wanted, _)| *wanted)
-            .map(|&(_, permission)| permission)
-            .collect()
-    };
-    let locks = Locks {
-        held: permissions(&[
-            (any(|access| access.read), Permission::ConsistentRead),
-            (any(|access| access.write), Permission::Write),
-        ]),
-        unshared: permissions(&[
-            (any(|access| access.alone_writing), Permission::Write),
-            (!claims.is_empty(), Permission::Resize),
-        ]),
-    };
-    file.lock(&locks).map_err(|error| GraphError::Lock {
-        path: file.path().display().to_string(),
-        error,
-    })
 }

@@ -1,0 +1,81 @@
+//! Why the graph refuses. Texts follow QEMU where it has one.
+
+use ringback_ring::file::OpenError;
+use ringback_ring::lock::LockError;
+
+use crate::bitmap::BitmapError;
+use crate::filter::copy_before_write::CbwError;
+use crate::format::RawError;
+
+/// Why the graph refused.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum GraphError {
+    /// The file could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Another process uses it.
+    #[error("{error}\nIs another process using the image [{path}]?")]
+    Lock {
+        /// Which file.
+        path: String,
+        /// How it is used.
+        error: LockError,
+    },
+    /// The window does not fit.
+    #[error(transparent)]
+    Raw(#[from] RawError),
+    /// The filter could not be made.
+    #[error(transparent)]
+    Filter(#[from] CbwError),
+    /// The bitmap refused.
+    #[error(transparent)]
+    Bitmap(#[from] BitmapError),
+    /// No node of that name.
+    #[error("Cannot find device='{0}' nor node-name='{0}'")]
+    NotFound(String),
+    /// The name is taken.
+    #[error("Duplicate nodes with node-name='{0}'")]
+    Duplicate(String),
+    /// Names are identifiers of at most 31 bytes.
+    #[error("Invalid node-name: '{0}'")]
+    InvalidName(String),
+    /// Two users contradict each other.
+    #[error(
+        "Permission conflict on node '{node}': permissions 'write' are both required by {writer} \
+         and unshared by {other}."
+    )]
+    Conflict {
+        /// Where.
+        node: String,
+        /// Who writes.
+        writer: String,
+        /// Who minds.
+        other: String,
+    },
+    /// Somebody wants to write what was opened for reading.
+    #[error("Block node is read-only")]
+    ReadOnly,
+    /// A job's two ends must differ.
+    #[error("Source and target cannot be the same")]
+    SameNode,
+    /// A job's two ends must be equally long.
+    #[error(
+        "Source and target image have different sizes ('{source_node}' has {source_size} bytes, '{target_node}' {target_size})"
+    )]
+    Sizes {
+        /// What is to be copied.
+        source_node: String,
+        /// How long it is.
+        source_size: u64,
+        /// Where to.
+        target_node: String,
+        /// How long that is.
+        target_size: u64,
+    },
+    /// Only a copy-before-write node has a snapshot.
+    #[error("Node '{0}' is not a copy-before-write filter: it has no snapshot")]
+    NoSnapshot(String),
+    /// The node is part of something.
+    #[error("Node {0} is in use")]
+    InUse(String),
+}

@@ -1,0 +1,63 @@
+//! Who may do what with a node beside whom, here and in other processes.
+
+use ringback_ring::File;
+use ringback_ring::lock::{Locks, Permission};
+
+use super::GraphError;
+
+/// What somebody does with a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Reads.
+    pub read: bool,
+    /// Writes.
+    pub write: bool,
+    /// Minds it if somebody else writes.
+    pub alone_writing: bool,
+}
+
+/// Whoever writes must not meet anybody else who minds.
+pub(super) fn check_claims(node: &str, claims: &[(String, Access)]) -> Result<(), GraphError> {
+    for (index, (writer, access)) in claims.iter().enumerate() {
+        let mut others = claims
+            .iter()
+            .enumerate()
+            .filter(|(other, _)| *other != index);
+        if access.write
+            && let Some((_, (other, _))) = others.find(|(_, (_, other))| other.alone_writing)
+        {
+            return Err(GraphError::Conflict {
+                node: node.into(),
+                writer: writer.clone(),
+                other: other.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The union of all claims, as other processes see it. Nobody resizes.
+pub(super) fn lock(file: &File, claims: &[(String, Access)]) -> Result<(), GraphError> {
+    let any = |what: fn(&Access) -> bool| claims.iter().any(|(_, access)| what(access));
+    let permissions = |wanted: &[(bool, Permission)]| {
+        wanted
+            .iter()
+            .filter(|(wanted, _)| *wanted)
+            .map(|&(_, permission)| permission)
+            .collect()
+    };
+    let locks = Locks {
+        held: permissions(&[
+            (any(|access| access.read), Permission::ConsistentRead),
+            (any(|access| access.write), Permission::Write),
+        ]),
+        unshared: permissions(&[
+            (any(|access| access.alone_writing), Permission::Write),
+            (!claims.is_empty(), Permission::Resize),
+        ]),
+    };
+    file.lock(&locks).map_err(|error| GraphError::Lock {
+        path: file.path().display().to_string(),
+        error,
+    })
+}
