@@ -42,7 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, String> {
     let disks = prepare::Disks::prepare(args)?;
     let shards = Shards::start(&args.shards_config()).map_err(|error| error.to_string())?;
     let progress = Arc::new(Progress::default());
-    let session = Session::new(args.clone(), disks.clone(), Arc::clone(&progress));
+    let session = Session::new(args.clone(), disks, Arc::clone(&progress));
     let answer = shards.spawn_on(0, |shard| async move { session.run(&shard).await });
     let outcome = progress::show_until(&progress, args.no_progress, &answer);
     shards.stop();

@@ -7,8 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
 use tempfile::TempDir;
 
@@ -16,7 +15,7 @@ use super::args::Args;
 use crate::nodes::Disk;
 
 /// The two disks of a run.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Disks {
     /// Where the guest works.
     pub(crate) source: Disk,
@@ -24,11 +23,17 @@ pub(crate) struct Disks {
     pub(crate) target: Disk,
     /// The source has no data that must survive, and reads as zeroes now.
     pub(crate) source_is_blank: bool,
-    /// What was made for this run, removed when the last clone goes.
-    _scratch: Option<Arc<TempDir>>,
+    /// What was made for this run.
+    scratch: Option<TempDir>,
 }
 
 impl Disks {
+    /// Everything is open: what was made for this run loses its name, so that its
+    /// space comes back however the run ends.
+    pub(crate) fn forget_scratch(&mut self) {
+        self.scratch = None;
+    }
+
     /// Checks what is given and makes what is not.
     pub(crate) fn prepare(args: &Args) -> Result<Self, String> {
         let source = given(args.source.as_deref(), "source", !args.no_guest, args)?;
@@ -40,7 +45,7 @@ impl Disks {
             Some(path) => size_of(path)?,
             None => args.size,
         };
-        let made_target = prepare_target(target.as_ref(), source.as_ref(), source_size, args)?;
+        prepare_target(target.as_ref(), source.as_ref(), source_size, args)?;
         let source_is_blank = source.is_none() || (!args.no_guest && !args.overwrite);
         let needs_scratch = source.is_none() || target.is_none();
         let scratch = needs_scratch.then(|| scratch_directory(args)).transpose()?;
@@ -53,12 +58,11 @@ impl Disks {
         };
         let source = source.map_or_else(|| make("source"), Ok)?;
         let target = target.map_or_else(|| make("target"), Ok)?;
-        drop(made_target);
         Ok(Self {
             source,
             target,
             source_is_blank,
-            _scratch: scratch.map(Arc::new),
+            scratch,
         })
     }
 }
@@ -143,9 +147,9 @@ fn prepare_target(
     source: Option<&Disk>,
     source_size: u64,
     args: &Args,
-) -> Result<Option<PathBuf>, String> {
+) -> Result<(), String> {
     let Some(path) = target.and_then(|disk| disk.path.as_deref()) else {
-        return Ok(None);
+        return Ok(());
     };
     if source
         .and_then(|disk| disk.path.as_deref())
@@ -158,7 +162,7 @@ fn prepare_target(
     }
     if !args.image_opts && !path.exists() {
         create(path, source_size).map_err(|error| failed("target", path, &error))?;
-        return Ok(Some(path.to_owned()));
+        return Ok(());
     }
     check_given("target", target.expect("it has a path"), true, args)?;
     let size = size_of(path)?;
@@ -174,7 +178,7 @@ fn prepare_target(
             path.display()
         ));
     }
-    Ok(None)
+    Ok(())
 }
 
 fn is_same(a: &Path, b: &Path) -> bool {

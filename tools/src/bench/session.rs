@@ -77,10 +77,11 @@ impl Session {
     }
 
     /// Runs it. An error: it could not be run to its end.
-    pub(crate) async fn run(self, shard: &Shard) -> Result<Outcome, String> {
+    pub(crate) async fn run(mut self, shard: &Shard) -> Result<Outcome, String> {
         let mut graph = Graph::new();
         let source = self.open_source(shard, &mut graph).await?;
         let target = self.open_target(shard, &mut graph, source.size).await?;
+        self.disks.forget_scratch();
         let guest = Guest::new(self.layout(source.size), &self.args);
         let mut report = self.empty_report(&graph, &source);
         if !self.args.no_guest {
