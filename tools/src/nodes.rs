@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use ringback_block::graph::NodeSpec;
 use ringback_qmp_shim::blockdev::{
     Aio, BlockdevOptions, Child, DetectZeroes, Discard, DriverOptions, FileOptions, Locking,
-    NullOptions,
 };
 use ringback_ring::file::Cache;
 
@@ -18,8 +17,8 @@ use ringback_ring::file::Cache;
 pub(crate) struct Disk {
     /// Names and specifications.
     pub(crate) nodes: Vec<(String, NodeSpec)>,
-    /// The file or device at the bottom, if there is one.
-    pub(crate) path: Option<PathBuf>,
+    /// The file or device at the bottom.
+    pub(crate) path: PathBuf,
 }
 
 impl Disk {
@@ -27,6 +26,21 @@ impl Disk {
     #[cfg(test)]
     pub(crate) fn top(&self) -> &str {
         &self.nodes.last().expect("a disk has at least one node").0
+    }
+
+    /// Bytes of the disk above a file of so many.
+    pub(crate) fn size(&self, file_size: u64) -> u64 {
+        match self.nodes.last() {
+            Some((
+                _,
+                NodeSpec::Raw {
+                    size: Some(size), ..
+                },
+            )) => *size,
+            // As the format does: part of a sector is not shown.
+            Some((_, NodeSpec::Raw { offset, .. })) => file_size.saturating_sub(*offset) & !511,
+            _ => file_size,
+        }
     }
 
     /// A file or block device as it is.
@@ -39,7 +53,7 @@ impl Disk {
         };
         Self {
             nodes: vec![(name.into(), spec)],
-            path: Some(path.to_owned()),
+            path: path.to_owned(),
         }
     }
 
@@ -48,7 +62,7 @@ impl Disk {
         let options = BlockdevOptions::parse(text).map_err(|error| error.to_string())?;
         let mut disk = Self {
             nodes: Vec::new(),
-            path: None,
+            path: PathBuf::new(),
         };
         disk.add(name, &options, Inherited { write, cache })?;
         Ok(disk)
@@ -65,7 +79,13 @@ impl Disk {
             DriverOptions::File(file) | DriverOptions::HostDevice(file) => {
                 self.file_spec(file, options, inherited)?
             }
-            DriverOptions::NullCo(null) => null_spec(null),
+            DriverOptions::NullCo(_) => {
+                return Err(
+                    "driver 'null-co' forgets what is written: a bench could verify \
+                            nothing"
+                        .into(),
+                );
+            }
             DriverOptions::Raw(raw) => {
                 let Child::Options(child) = &raw.file else {
                     return Err(
@@ -85,8 +105,7 @@ impl Disk {
             }
             other => {
                 return Err(format!(
-                    "driver '{}' cannot be the disk of a bench; use file, host_device, raw or \
-                     null-co",
+                    "driver '{}' cannot be the disk of a bench; use file, host_device or raw",
                     other.name()
                 ));
             }
@@ -108,7 +127,7 @@ impl Disk {
             return Err("only aio=io_uring is supported".into());
         }
         let path = PathBuf::from(&file.filename);
-        self.path = Some(path.clone());
+        self.path.clone_from(&path);
         let discard = options.common.discard == Some(Discard::Unmap);
         Ok(NodeSpec::File {
             path,
@@ -116,14 +135,6 @@ impl Disk {
             cache: inherited.cache,
             discard,
         })
-    }
-}
-
-fn null_spec(null: &NullOptions) -> NodeSpec {
-    NodeSpec::Null {
-        size: null.size.unwrap_or(1 << 30),
-        latency_ns: null.latency_ns.unwrap_or(0),
-        read_zeroes: null.read_zeroes.unwrap_or(false),
     }
 }
 
@@ -174,7 +185,7 @@ mod tests {
         let disk = parse("driver=raw,node-name=x,offset=1048576,file.driver=file,file.filename=a.img,file.cache.direct=off")
             .expect("good options");
         assert_eq!(disk.top(), "disk");
-        assert_eq!(disk.path.as_deref(), Some(Path::new("a.img")));
+        assert_eq!(disk.path, Path::new("a.img"));
         assert!(matches!(
             disk.nodes[0].1,
             NodeSpec::File {

@@ -41,8 +41,8 @@ impl Disks {
         if let Some(disk) = &source {
             check_given("source", disk, !args.no_guest, args)?;
         }
-        let source_size = match source.as_ref().and_then(|disk| disk.path.as_deref()) {
-            Some(path) => size_of(path)?,
+        let source_size = match &source {
+            Some(disk) => disk.size(size_of(&disk.path)?),
             None => args.size,
         };
         prepare_target(target.as_ref(), source.as_ref(), source_size, args)?;
@@ -80,9 +80,7 @@ fn given(text: Option<&str>, name: &str, write: bool, args: &Args) -> Result<Opt
 
 /// A disk that exists and will be read, and written if `write`.
 fn check_given(name: &str, disk: &Disk, write: bool, args: &Args) -> Result<(), String> {
-    let Some(path) = &disk.path else {
-        return Ok(());
-    };
+    let path = disk.path.as_path();
     let kind = path
         .metadata()
         .map_err(|error| failed(name, path, &error))?
@@ -148,13 +146,9 @@ fn prepare_target(
     source_size: u64,
     args: &Args,
 ) -> Result<(), String> {
-    let Some(path) = target.and_then(|disk| disk.path.as_deref()) else {
-        return Ok(());
-    };
-    if source
-        .and_then(|disk| disk.path.as_deref())
-        .is_some_and(|other| is_same(other, path))
-    {
+    let Some(target) = target else { return Ok(()) };
+    let path = target.path.as_path();
+    if source.is_some_and(|source| is_same(&source.path, path)) {
         return Err(format!(
             "--source and --target are the same disk, '{}'",
             path.display()
@@ -164,9 +158,9 @@ fn prepare_target(
         create(path, source_size).map_err(|error| failed("target", path, &error))?;
         return Ok(());
     }
-    check_given("target", target.expect("it has a path"), true, args)?;
-    let size = size_of(path)?;
-    if !args.image_opts && size != source_size {
+    check_given("target", target, true, args)?;
+    let size = target.size(size_of(path)?);
+    if size != source_size {
         let how = if size < source_size {
             "smaller"
         } else {

@@ -3,7 +3,6 @@
 //! Fill, guest alone, point in time, backup and fleecing against the guest,
 //! verification. The control task of the run; it lives on the first shard.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use hdrhistogram::Histogram;
@@ -171,22 +170,15 @@ impl Session {
     fn empty_report(&self, graph: &Graph, source: &Source) -> BenchReport {
         let geometry = graph.file(&source.name).map(|file| *file.geometry());
         let kind = match geometry.map(|geometry| geometry.kind) {
-            Some(Kind::Regular) => "raw file",
             Some(Kind::BlockDevice) => "block device",
-            None => "null",
+            Some(Kind::Regular) | None => "raw file",
         };
-        let path = self
-            .disks
-            .source
-            .path
-            .clone()
-            .unwrap_or_else(|| PathBuf::from("null-co://"));
         BenchReport {
             format: report::FORMAT,
             version: env!("CARGO_PKG_VERSION").into(),
             kernel: probe::kernel_release(),
             disk: report::Disk {
-                path: path.display().to_string(),
+                path: self.disks.source.path.display().to_string(),
                 size_bytes: source.size,
                 kind: kind.into(),
                 direct: geometry.is_some_and(|geometry| geometry.direct),
