@@ -1,26 +1,32 @@
 //! Tasks that wait for something which is not an I/O completion.
 //!
-//! [`WaitQueue`] may be pushed to and woken from any shard and takes no lock;
-//! [`LocalQueue`] belongs to one shard. Both are memories of wakers and nothing
+//! [`WaitQueue`] may be pushed to and woken from any shard; [`LocalQueue`]
+//! belongs to one shard. Both are memories of wakers and nothing
 //! more: a wake-up says "look again", so whoever waits must look at the state
 //! it waits for after pushing its waker, and again after each wake-up.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
-
-use crossbeam::queue::SegQueue;
 
 /// Wakers from any shard.
 ///
+/// A task stands here at most once, however often it looks: the queue is no
+/// longer than there are tasks, also if waits end by a time-out and leave their
+/// waker behind. Nobody waits on the fast path, so a lock is good enough; with
+/// nobody waiting, waking is one load.
+///
 /// # Order
 ///
-/// The waiter pushes, then looks at the state. Who changes the state changes
-/// it, issues a `fence(SeqCst)`, then calls [`WaitQueue::wake_all`]. One of the
-/// two sees the other.
+/// The waiter pushes, issues a `fence(SeqCst)`, then looks at the state. Who
+/// changes the state changes it, issues a `fence(SeqCst)`, then calls
+/// [`WaitQueue::wake_all`]. One of the two sees the other.
 #[derive(Debug, Default)]
 pub struct WaitQueue {
-    wakers: SegQueue<Waker>,
+    count: AtomicUsize,
+    wakers: Mutex<Vec<Waker>>,
 }
 
 impl WaitQueue {
@@ -31,26 +37,35 @@ impl WaitQueue {
 
     /// Remembers a waker until the next [`WaitQueue::wake_all`].
     pub fn push(&self, waker: Waker) {
-        self.wakers.push(waker);
+        let mut wakers = self.lock();
+        if !wakers.iter().any(|other| other.will_wake(&waker)) {
+            wakers.push(waker);
+            self.count.store(wakers.len(), Ordering::Relaxed);
+        }
     }
 
-    /// Wakes everyone who waits now. Costs one load when nobody does.
+    /// Wakes everyone who waits now.
     pub fn wake_all(&self) {
-        if self.wakers.is_empty() {
+        if self.count.load(Ordering::Relaxed) == 0 {
             return;
         }
-        // Only as many as are here now: a woken task may push itself again at
-        // once, and must not keep this loop alive.
-        for _ in 0..self.wakers.len() {
-            match self.wakers.pop() {
-                Some(waker) => waker.wake(),
-                None => break,
-            }
+        let wakers = {
+            let mut wakers = self.lock();
+            self.count.store(0, Ordering::Relaxed);
+            std::mem::take(&mut *wakers)
+        };
+        // After the lock: a woken task may push itself again at once.
+        for waker in wakers {
+            waker.wake();
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Waker>> {
+        self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Wakers of tasks on one shard, first come, first woken.
+/// Wakers of tasks on one shard.
 #[derive(Debug, Default)]
 pub struct LocalQueue {
     wakers: RefCell<VecDeque<Waker>>,
@@ -65,14 +80,6 @@ impl LocalQueue {
     /// Remembers a waker.
     pub fn push(&self, waker: Waker) {
         self.wakers.borrow_mut().push_back(waker);
-    }
-
-    /// Wakes the task that has waited longest.
-    pub fn wake_one(&self) {
-        let first = self.wakers.borrow_mut().pop_front();
-        if let Some(waker) = first {
-            waker.wake();
-        }
     }
 
     /// Wakes everyone.
@@ -100,7 +107,6 @@ impl LocalQueue {
 mod tests {
     use super::*;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Wake;
 
     #[derive(Default)]
@@ -131,14 +137,18 @@ mod tests {
     #[test]
     fn all_who_wait_are_woken_once() {
         let queue = WaitQueue::new();
-        let count = Arc::new(Count::default());
+        let counts: Vec<_> = (0..100).map(|_| Arc::new(Count::default())).collect();
         queue.wake_all();
-        for _ in 0..100 {
-            queue.push(Waker::from(Arc::clone(&count)));
+        for count in counts.iter().chain(&counts) {
+            queue.push(Waker::from(Arc::clone(count)));
         }
         queue.wake_all();
         queue.wake_all();
-        assert_eq!(count.woken.load(Ordering::Relaxed), 100);
+        assert!(
+            counts
+                .iter()
+                .all(|count| count.woken.load(Ordering::Relaxed) == 1)
+        );
     }
 
     #[test]
@@ -156,12 +166,13 @@ mod tests {
     #[test]
     fn pushes_from_many_threads_all_arrive() {
         let queue = WaitQueue::new();
-        let count = Arc::new(Count::default());
+        let counts: Vec<_> = (0..4000).map(|_| Arc::new(Count::default())).collect();
         std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for _ in 0..1000 {
-                        queue.push(Waker::from(Arc::clone(&count)));
+            for part in counts.chunks(1000) {
+                let queue = &queue;
+                scope.spawn(move || {
+                    for count in part {
+                        queue.push(Waker::from(Arc::clone(count)));
                     }
                 });
             }
@@ -170,6 +181,10 @@ mod tests {
             }
         });
         queue.wake_all();
-        assert_eq!(count.woken.load(Ordering::Relaxed), 4000);
+        assert!(
+            counts
+                .iter()
+                .all(|count| count.woken.load(Ordering::Relaxed) == 1)
+        );
     }
 }
