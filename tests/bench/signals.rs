@@ -1,0 +1,93 @@
+//! A run that is interrupted or killed.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use ringback_tests::image::{MIB, allocated, blank};
+use ringback_tests::process::{Finished, Running, wait_for};
+use ringback_tests::scratch::{Scratch, names_in};
+
+use crate::harness::{Bench, scratch};
+
+/// A run that would last for ten minutes.
+fn long(scratch: &Scratch) -> Bench<'_> {
+    Bench::bare(scratch).with("--size 32M --baseline 600")
+}
+
+fn interrupted(running: Running, signal: Signal) -> Finished {
+    running.signal(signal);
+    running.finish_within(Duration::from_secs(10))
+}
+
+/// Waits until the disk is being filled.
+fn wait_for_writes(disk: impl Fn() -> Option<u64>) {
+    wait_for("the first write", || disk().is_some_and(|bytes| bytes > 0));
+}
+
+/// What the made disk takes, once there is one.
+fn made_disk(work: &Path) -> Option<u64> {
+    let name = names_in(work).pop()?;
+    let disk = work.join(name).join("source.raw");
+    disk.exists().then(|| allocated(&disk))
+}
+
+fn ends(signal: Signal) {
+    let scratch = scratch();
+    let running = long(&scratch).start();
+    wait_for_writes(|| made_disk(&scratch.join("work")));
+    let finished = interrupted(running, signal);
+    assert!(!finished.status.success(), "{finished:#?}");
+    assert!(!finished.stderr.contains("panicked"), "{finished:#?}");
+    let by_signal = finished.status.signal() == Some(signal as i32);
+    assert!(
+        by_signal || finished.status.code() == Some(128 + signal as i32),
+        "{finished:#?}"
+    );
+}
+
+#[test]
+fn ctrl_c_ends_it() {
+    ends(Signal::SIGINT);
+}
+
+#[test]
+fn sigterm_ends_it() {
+    ends(Signal::SIGTERM);
+}
+
+#[test]
+#[ignore = "no signal is handled: the scratch directory stays"]
+fn ctrl_c_leaves_nothing_behind() {
+    let scratch = scratch();
+    let running = long(&scratch).start();
+    wait_for_writes(|| made_disk(&scratch.join("work")));
+    interrupted(running, Signal::SIGINT);
+    assert_eq!(names_in(&scratch.join("work")), [""; 0]);
+}
+
+#[test]
+#[ignore = "no signal is handled: the scratch directory stays"]
+fn sigterm_leaves_nothing_behind() {
+    let scratch = scratch();
+    let running = long(&scratch).start();
+    wait_for_writes(|| made_disk(&scratch.join("work")));
+    interrupted(running, Signal::SIGTERM);
+    assert_eq!(names_in(&scratch.join("work")), [""; 0]);
+}
+
+#[test]
+fn after_a_kill_the_disks_are_free() {
+    let scratch = scratch();
+    let (source, target) = (scratch.join("source.raw"), scratch.join("target.raw"));
+    blank(&source, 16 * MIB);
+    blank(&target, 16 * MIB);
+    let bench = Bench::on(&scratch, &source).with("--baseline 600");
+    let running = bench.target(&target).start();
+    wait_for_writes(|| Some(allocated(&source)));
+    let finished = interrupted(running, Signal::SIGKILL);
+    assert_eq!(finished.status.signal(), Some(9), "{finished:#?}");
+    let bench = Bench::on(&scratch, &source).with("--overwrite");
+    bench.target(&target).report();
+}
