@@ -8,7 +8,8 @@
 //!
 //! # Limit
 //!
-//! An arena never holds more than its limit. [`Arena::take`] waits in line for
+//! Slabs never take more than the limit, nor do buffers larger than a slab
+//! among themselves; only [`Arena::take_now`] goes beyond. [`Arena::take`] waits in line for
 //! memory to come back; first come, first served, so that a large request is
 //! not starved by small ones.
 //!
@@ -131,7 +132,9 @@ struct ArenaInner {
     /// Tasks in the line, and the one whose turn it is.
     line_end: Cell<u64>,
     line_head: Cell<u64>,
-    bytes: Cell<usize>,
+    /// Held in slabs, and in buffers of their own.
+    slab_bytes: Cell<usize>,
+    alone_bytes: Cell<usize>,
     limit: usize,
     register: RefCell<Option<Register>>,
 }
@@ -151,7 +154,8 @@ impl Arena {
                 waiting: LocalQueue::new(),
                 line_end: Cell::new(0),
                 line_head: Cell::new(0),
-                bytes: Cell::new(0),
+                slab_bytes: Cell::new(0),
+                alone_bytes: Cell::new(0),
                 limit: limit.max(SLAB_BYTES),
                 register: RefCell::new(None),
             }),
@@ -249,7 +253,7 @@ impl Arena {
 
     fn grow(&self) -> Option<()> {
         let inner = &self.inner;
-        if inner.bytes.get() + SLAB_BYTES > inner.limit {
+        if inner.slab_bytes.get() + SLAB_BYTES > inner.limit {
             return None;
         }
         let memory = Memory::zeroed(SLAB_BYTES)?;
@@ -264,16 +268,17 @@ impl Arena {
             registered,
         };
         inner.slabs.borrow_mut().push(slab);
-        inner.bytes.set(inner.bytes.get() + SLAB_BYTES);
+        inner.slab_bytes.set(inner.slab_bytes.get() + SLAB_BYTES);
         Some(())
     }
 
-    /// Larger than a slab: memory of its own, counted against the limit but
-    /// granted when nothing else is out, however large.
+    /// Larger than a slab: memory of its own. Such buffers have a limit of the
+    /// same size among themselves, and the first is granted however large.
     fn try_take_alone(&self, len: usize) -> Option<Buf> {
         let inner = &self.inner;
         let capacity = len.checked_next_multiple_of(BUFFER_ALIGNMENT)?;
-        if inner.bytes.get() > 0 && inner.bytes.get() + capacity > inner.limit {
+        let alone = inner.alone_bytes.get();
+        if alone > 0 && alone + capacity > inner.limit {
             return None;
         }
         self.take_alone(len)
@@ -283,7 +288,7 @@ impl Arena {
         let inner = &self.inner;
         let capacity = len.checked_next_multiple_of(BUFFER_ALIGNMENT)?;
         let memory = Memory::zeroed(capacity)?;
-        inner.bytes.set(inner.bytes.get() + capacity);
+        inner.alone_bytes.set(inner.alone_bytes.get() + capacity);
         let start = memory.start;
         let home = Home::Alone {
             arena: Rc::clone(inner),
@@ -300,7 +305,7 @@ impl Arena {
 
     /// Bytes held from the system.
     pub fn bytes(&self) -> usize {
-        self.inner.bytes.get()
+        self.inner.slab_bytes.get() + self.inner.alone_bytes.get()
     }
 }
 
@@ -396,7 +401,9 @@ impl Drop for Buf {
                 arena
             }
             Home::Alone { arena, .. } => {
-                arena.bytes.set(arena.bytes.get() - self.capacity);
+                arena
+                    .alone_bytes
+                    .set(arena.alone_bytes.get() - self.capacity);
                 arena
             }
         };
@@ -454,8 +461,9 @@ mod tests {
             "nested requests never wait"
         );
         assert_eq!(large.len(), 3 * SLAB_BYTES);
-        assert!(arena.try_take(1).is_none());
+        assert!(arena.try_take(2 * SLAB_BYTES).is_none(), "one at a time");
+        assert!(arena.try_take(1).is_some(), "slabs are counted apart");
         drop(large);
-        assert!(arena.try_take(1).is_some());
+        assert!(arena.try_take(2 * SLAB_BYTES).is_some());
     }
 }

@@ -34,16 +34,21 @@ impl Driver {
         }
     }
 
-    /// Delivers what has completed. True if there was anything.
-    pub(crate) fn reap(&mut self, ops: &Ops) -> bool {
+    /// Delivers what has completed; the shards whose wake-up did not arrive.
+    pub(crate) fn reap(&mut self, ops: &Ops) -> Vec<u16> {
         match self {
-            Self::Uring(uring) => uring.reap(|key, result| ops.complete(key, result, |_| {})),
-            Self::Sim(port) => port.reap(|key, result, data| {
-                ops.complete(key, result, |window| {
-                    let len = data.len();
-                    window[..len].copy_from_slice(data);
+            Self::Uring(uring) => {
+                uring.reap(|key, result| ops.complete(key, result, |_| {}));
+                uring.take_missed()
+            }
+            Self::Sim(port) => {
+                port.reap(|key, result, data| {
+                    ops.complete(key, result, |window| {
+                        window[..data.len()].copy_from_slice(data);
+                    });
                 });
-            }),
+                Vec::new()
+            }
         }
     }
 

@@ -7,14 +7,13 @@
 //! fences, then looks at the queue. One of them sees the other, so a message is
 //! never left lying beside a sleeping shard.
 
-use std::os::fd::RawFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam::queue::SegQueue;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::shard::Shard;
+use crate::shard::{RingAddress, Shard};
 use crate::task::TaskId;
 
 /// What one thread tells a shard.
@@ -42,7 +41,7 @@ pub(crate) struct Mailbox {
     /// None in the simulation, whose loop looks at every mailbox by itself.
     bell: Option<EventFd>,
     /// Set once the shard's ring exists, if rings can message each other.
-    ring_fd: OnceLock<RawFd>,
+    ring: OnceLock<RingAddress>,
 }
 
 impl Mailbox {
@@ -51,7 +50,7 @@ impl Mailbox {
             queue: SegQueue::new(),
             parked: AtomicBool::new(false),
             bell: None,
-            ring_fd: OnceLock::new(),
+            ring: OnceLock::new(),
         }
     }
 
@@ -68,9 +67,9 @@ impl Mailbox {
         self.bell.as_ref()
     }
 
-    pub(crate) fn announce_ring(&self, fd: RawFd) {
+    pub(crate) fn announce_ring(&self, ring: RingAddress) {
         // A mailbox has one shard and a shard one ring: set once.
-        let _ = self.ring_fd.set(fd);
+        let _ = self.ring.set(ring);
     }
 
     /// Delivers a message and wakes the shard if it sleeps.
@@ -79,16 +78,22 @@ impl Mailbox {
         // After the push: see the module's Order.
         fence(Ordering::SeqCst);
         if self.parked.load(Ordering::Relaxed) && self.parked.swap(false, Ordering::Relaxed) {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        let through_ring = self
+            .ring
+            .get()
+            .is_some_and(|&ring| crate::shard::message_ring(ring));
+        if !through_ring {
             self.ring_bell();
         }
     }
 
-    fn ring_bell(&self) {
-        if let Some(&ring_fd) = self.ring_fd.get()
-            && crate::shard::message_ring(ring_fd)
-        {
-            return;
-        }
+    /// Wakes the shard by its eventfd.
+    pub(crate) fn ring_bell(&self) {
         if let Some(bell) = &self.bell {
             // Fails only when the counter is about to overflow, and then the
             // shard has 2^64 - 2 reasons to wake already.

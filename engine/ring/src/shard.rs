@@ -75,6 +75,14 @@ impl std::fmt::Debug for Shard {
     }
 }
 
+/// Where another shard's ring is reached.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RingAddress {
+    pub(crate) fd: std::os::fd::RawFd,
+    /// In the registry.
+    pub(crate) number: u16,
+}
+
 /// A number in the registry, given back when dropped.
 pub(crate) struct Registration {
     pub(crate) number: u16,
@@ -126,8 +134,16 @@ pub(crate) fn wake_task(id: TaskId) {
     }
 }
 
+/// A ring could not be reached through a ring: its eventfd will do.
+fn ring_bell_of(number: u16) {
+    let registry = REGISTRY.read().unwrap_or_else(PoisonError::into_inner);
+    if let Some(Some(mailbox)) = registry.get(usize::from(number)) {
+        mailbox.ring_bell();
+    }
+}
+
 /// Wakes another ring through the ring of the calling thread, if it has one.
-pub(crate) fn message_ring(ring_fd: std::os::fd::RawFd) -> bool {
+pub(crate) fn message_ring(target: RingAddress) -> bool {
     CURRENT.with_borrow(|current| {
         let Some(shard) = current else { return false };
         // Busy: somebody pushes from inside the driver; the bell will do.
@@ -135,7 +151,7 @@ pub(crate) fn message_ring(ring_fd: std::os::fd::RawFd) -> bool {
             return false;
         };
         match &mut *driver {
-            Driver::Uring(uring) => uring.push_message(ring_fd),
+            Driver::Uring(uring) => uring.push_message(target),
             Driver::Sim(_) => false,
         }
     })
@@ -342,7 +358,7 @@ impl Shard {
         }
     }
 
-    /// What this shard's ring uses. Everything, in the simulation.
+    /// What this shard's ring uses of the kernel; nothing, in the simulation.
     pub fn features(&self) -> Features {
         match &*self.inner.driver.borrow() {
             Driver::Uring(uring) => uring.features().clone(),
@@ -373,7 +389,7 @@ impl Shard {
         }
     }
 
-    /// Ends the loop of [`Shard::run`] once nothing is in flight.
+    /// Ends the loop of [`Shard::run`].
     pub(crate) fn stop(&self) {
         self.inner.stopping.set(true);
     }
@@ -403,7 +419,7 @@ impl Shard {
             while let Some(message) = self.inner.mailbox.pop() {
                 self.receive(message);
             }
-            self.inner.driver.borrow_mut().reap(&self.inner.ops);
+            self.reap();
             if self.inner.timers.next_deadline().is_some() {
                 self.inner.timers.fire(self.now_ns());
             }
@@ -415,6 +431,13 @@ impl Shard {
         });
     }
 
+    fn reap(&self) {
+        let missed = self.inner.driver.borrow_mut().reap(&self.inner.ops);
+        for number in missed {
+            ring_bell_of(number);
+        }
+    }
+
     fn receive(&self, message: Message) {
         match message {
             Message::Wake(id) => self.inner.tasks.wake(id),
@@ -422,23 +445,27 @@ impl Shard {
         }
     }
 
-    /// The thread's loop, until [`Shard::stop`].
+    /// The thread's loop, until [`Shard::stop`]. Then every task is dropped,
+    /// whatever it waits for, and what the kernel still works on is waited for.
     pub(crate) fn run(&self) {
         let mut idle_since = None;
-        while !self.is_finished() {
+        while !self.inner.stopping.get() {
             self.turn(TURN_BUDGET, |_| 0);
-            if self.has_work() || self.is_finished() {
+            if self.has_work() || self.inner.stopping.get() {
                 idle_since = None;
                 self.inner.driver.borrow_mut().submit_queued();
             } else {
                 self.rest(&mut idle_since);
             }
         }
+        self.tear_down();
+        while self.inner.ops.in_flight() > 0 {
+            if let Driver::Uring(uring) = &mut *self.inner.driver.borrow_mut() {
+                uring.wait(None);
+            }
+            self.reap();
+        }
         self.silence_bell();
-    }
-
-    fn is_finished(&self) -> bool {
-        self.inner.stopping.get() && self.inner.ops.in_flight() == 0
     }
 
     /// The ring reads the bell all the time; that read must end before its

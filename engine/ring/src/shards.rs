@@ -16,7 +16,7 @@ use crate::file::{FileRef, KeepAlive};
 use crate::mailbox::{Mailbox, Message};
 use crate::probe::{self, Feature, Features, Unavailable};
 use crate::remote::{self, Answer};
-use crate::shard::{Parts, Registration, Shard};
+use crate::shard::{Parts, Registration, RingAddress, Shard};
 use crate::sim::World;
 use crate::uring::Uring;
 
@@ -390,7 +390,11 @@ fn make_shard(set: &Shards, start: &ThreadStart) -> Result<Shard, StartError> {
     let uring = Uring::new(start.config.ring_entries, start.features.clone(), bell)
         .map_err(|error| Unavailable::new(&error))?;
     if uring.features().has(Feature::MessageRing) {
-        mailbox.announce_ring(uring.fd());
+        let number = set.registrations()[start.index].number;
+        mailbox.announce_ring(RingAddress {
+            fd: uring.fd(),
+            number,
+        });
     }
     let parts = Parts {
         index: start.index,

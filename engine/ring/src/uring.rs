@@ -23,6 +23,7 @@ use nix::libc;
 use crate::buffer::SLAB_BYTES;
 use crate::op::{Operation, Verb};
 use crate::probe::{Feature, Features};
+use crate::shard::RingAddress;
 
 /// Size of the tables of registered files and buffers.
 const FILE_SLOTS: u32 = 1024;
@@ -30,8 +31,9 @@ const BUFFER_SLOTS: u32 = 1024;
 
 /// `user_data` of what is not an operation; slab keys stay below 2^32.
 const BELL: u64 = u64::MAX;
-const MESSAGE_SENT: u64 = u64::MAX - 1;
-const MESSAGE_RECEIVED: u64 = u64::MAX - 2;
+const MESSAGE_RECEIVED: u64 = u64::MAX - 1;
+/// With the number of the shard that the message was for.
+const MESSAGE_SENT: u64 = 1 << 62;
 
 /// One io_uring, owned by the thread that made it.
 pub(crate) struct Uring {
@@ -45,6 +47,10 @@ pub(crate) struct Uring {
     buffers: u16,
     /// Submissions that found the queue full, oldest first.
     backlog: VecDeque<Sqe>,
+    /// Shards that a message could not reach.
+    missed: Vec<u16>,
+    /// Which slots of the file table hold a file; the kernel may refuse one.
+    files: Vec<bool>,
 }
 
 /// Where the bytes of a read or write are.
@@ -69,6 +75,8 @@ impl Uring {
             bell_count: Box::new([0; 8]),
             buffers: 0,
             backlog: VecDeque::new(),
+            missed: Vec::new(),
+            files: vec![false; FILE_SLOTS as usize],
         };
         this.make_tables();
         Ok(this)
@@ -123,22 +131,27 @@ impl Uring {
         Some(self.buffers - 1)
     }
 
-    /// Puts a descriptor into the ring's file table.
-    pub(crate) fn register_file(&mut self, slot: u32, fd: RawFd) -> bool {
-        self.features.has(Feature::FixedFiles)
-            && slot < FILE_SLOTS
-            && self
+    /// Puts a descriptor into the ring's file table; without room there its
+    /// operations go by descriptor.
+    pub(crate) fn register_file(&mut self, slot: u32, fd: RawFd) {
+        if self.features.has(Feature::FixedFiles)
+            && let Some(held) = self.files.get_mut(slot as usize)
+        {
+            *held = self
                 .ring
                 .submitter()
                 .register_files_update(slot, &[fd])
-                .is_ok()
+                .is_ok();
+        }
     }
 
     /// Empties a slot. What was pushed before goes to the kernel first, so that
     /// it still finds the file.
     pub(crate) fn unregister_file(&mut self, slot: u32) {
         self.submit();
-        if self.features.has(Feature::FixedFiles) && slot < FILE_SLOTS {
+        if let Some(held) = self.files.get_mut(slot as usize)
+            && std::mem::take(held)
+        {
             let _ = self.ring.submitter().register_files_update(slot, &[-1]);
         }
     }
@@ -150,7 +163,8 @@ impl Uring {
         operation: &Operation,
         window: Option<&Window>,
     ) {
-        let fixed = self.features.has(Feature::FixedFiles) && operation.file.slot < FILE_SLOTS;
+        let slot = operation.file.slot as usize;
+        let fixed = self.files.get(slot).copied().unwrap_or(false);
         let sqe = if fixed {
             let index = RawFd::try_from(operation.file.slot).expect("a slot is a small number");
             encode(operation, window, types::Fd(index)).flags(squeue::Flags::FIXED_FILE)
@@ -161,13 +175,19 @@ impl Uring {
     }
 
     /// Wakes another ring by a completion on it. False: not possible here.
-    pub(crate) fn push_message(&mut self, ring_fd: RawFd) -> bool {
+    pub(crate) fn push_message(&mut self, target: RingAddress) -> bool {
         if !self.features.has(Feature::MessageRing) {
             return false;
         }
-        let message = opcode::MsgRingData::new(types::Fd(ring_fd), 0, MESSAGE_RECEIVED, None);
-        self.push(message.build().user_data(MESSAGE_SENT));
+        let fd = types::Fd(target.fd);
+        let message = opcode::MsgRingData::new(fd, 0, MESSAGE_RECEIVED, None).build();
+        self.push(message.user_data(MESSAGE_SENT | u64::from(target.number)));
         true
+    }
+
+    /// Shards that a message could not reach.
+    pub(crate) fn take_missed(&mut self) -> Vec<u16> {
+        std::mem::take(&mut self.missed)
     }
 
     /// A full submission queue is an ordinary event: the kernel may even refuse
@@ -249,23 +269,25 @@ impl Uring {
         }
     }
 
-    /// Hands out completed operations. Call until false: the completion queue
-    /// may overflow into the kernel's list.
-    pub(crate) fn reap(&mut self, mut completed: impl FnMut(u32, i64)) -> bool {
-        let mut any = false;
-        let completions: &mut dyn Iterator<Item = _> = &mut self.ring.completion();
-        for cqe in completions {
-            any = true;
+    /// Hands out completed operations.
+    pub(crate) fn reap(&mut self, mut completed: impl FnMut(u32, i64)) {
+        for cqe in self.ring.completion() {
             match cqe.user_data() {
                 BELL => self.bell_armed = false,
-                MESSAGE_SENT | MESSAGE_RECEIVED => {}
+                MESSAGE_RECEIVED => {}
+                sent if sent & MESSAGE_SENT != 0 => {
+                    if cqe.result() < 0 {
+                        let number = u16::try_from(sent & !MESSAGE_SENT);
+                        self.missed
+                            .push(number.expect("shards have 16-bit numbers"));
+                    }
+                }
                 key => {
                     let key = u32::try_from(key).expect("operations have 32-bit keys");
                     completed(key, cqe.result().into());
                 }
             }
         }
-        any
     }
 }
 

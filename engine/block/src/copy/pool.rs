@@ -30,8 +30,7 @@ use crate::filter::copy_before_write::CopyBeforeWrite;
 use crate::span::Span;
 use crate::sync::{AtomicU64, Ordering};
 
-/// Known zeroes are written in stretches of at most this many bytes, so that
-/// no guest waits long for one.
+/// Known zeroes are reserved in stretches of at most this many bytes.
 const ZEROES_MAX: u64 = 64 << 20;
 
 /// After a pass in which something failed the next begins this much later.
@@ -190,7 +189,7 @@ impl Pool {
     async fn next_pass(&self, shard: &Shard) -> bool {
         let cells = self.filter.cells();
         let end = self.cursor.load(Ordering::Relaxed);
-        if cells.next_untouched(0, end).is_none() {
+        if cells.next_untouched(0, cells.len()).is_none() {
             return false;
         }
         // Only once for all workers: who finds it moved already goes on.
@@ -209,14 +208,18 @@ impl Pool {
     ) -> Result<(), CopyError> {
         let cells = self.filter.cells();
         while let Some(first) = cells.next_untouched(stretch.first, stretch.end) {
-            if !self.control.may_go_on(shard).await || !self.admit(shard, stretch).await {
+            if !self.control.may_go_on(shard).await {
                 return Ok(());
             }
             let (content, known_end) = self.look(shard, scout, first).await;
             if content == Content::Zero {
                 self.extend(&mut stretch, known_end);
             }
-            let end = stretch.end.min(known_end);
+            // Zeroes, too, go in chunks: a guest may wait for each of them.
+            let end = stretch.end.min(known_end).min(first + self.chunk_clusters);
+            if !self.admit(shard, first, end).await {
+                return Ok(());
+            }
             stretch.first = match content {
                 Content::Zero => self.zero_run(shard, first, end).await?,
                 Content::Data => self.copy_run(shard, first, end).await?,
@@ -226,8 +229,8 @@ impl Pool {
     }
 
     /// Waits for the rate. False: the job was told to stop meanwhile.
-    async fn admit(&self, shard: &Shard, stretch: Chunk) -> bool {
-        let bytes = self.filter.bytes(stretch.first, stretch.end).len;
+    async fn admit(&self, shard: &Shard, first: u64, end: u64) -> bool {
+        let bytes = self.filter.bytes(first, end).len;
         while let Some(later) = self.rate.admit(shard.now_ns(), bytes) {
             if !self.control.sleep_until(shard, later).await {
                 return false;
@@ -255,8 +258,8 @@ impl Pool {
         }
     }
 
-    /// Long runs of zeroes need not be cut into chunks, if nobody else has
-    /// reserved what follows.
+    /// A long run of zeroes is one worker's, if nobody else has reserved what
+    /// follows: the source need not be asked again.
     fn extend(&self, stretch: &mut Chunk, known_end: u64) {
         let clusters_max = ZEROES_MAX / self.filter.cluster_size();
         let end = known_end.min(stretch.first + clusters_max);
@@ -272,7 +275,6 @@ impl Pool {
 
     /// Claims and copies; answers where to go on.
     async fn copy_run(&self, shard: &Shard, first: u64, end: u64) -> Result<u64, CopyError> {
-        let end = end.min(first + self.chunk_clusters);
         let buf = shard
             .buffer(chunk::buffer_len(self.filter.bytes(first, end)))
             .await;

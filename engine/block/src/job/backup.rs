@@ -140,10 +140,13 @@ impl Backup {
             sync: options.sync,
             workers: shape.workers,
         };
+        filter.job_begins();
         let end = Arc::new(End::default());
         let (here, ending) = (shard.clone(), Arc::clone(&end));
         shard.spawn(async move {
+            let filter = Arc::clone(&run.filter);
             let outcome = run.run(&here).await;
+            filter.job_ends();
             // One task runs the job: set once.
             let _ = ending.outcome.set(outcome);
             fence(Ordering::SeqCst);

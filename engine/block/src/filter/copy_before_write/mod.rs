@@ -58,9 +58,9 @@ pub const CLUSTER_SIZE_MAX: u64 = 1 << 31;
 /// Waiters for saves are spread over this many queues by cluster.
 const SAVE_QUEUES: u64 = 64;
 
-/// A change of many clusters is handled in slices of this many, so that it
-/// never keeps a shard for long.
-const SLICE_CLUSTERS: u64 = 256;
+/// A change of many clusters is handled in slices of about this many bytes, so
+/// that it neither keeps a shard for long nor needs much memory at once.
+const SLICE_BYTES: u64 = 16 << 20;
 
 /// What happens when old data cannot be saved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,6 +140,8 @@ pub struct CopyBeforeWrite {
     claimed: AtomicU64,
     /// Bytes published, by whomever.
     copied: AtomicU64,
+    /// Jobs that work with the filter: it must stay where it is.
+    jobs: AtomicU64,
 }
 
 impl std::fmt::Debug for CopyBeforeWrite {
@@ -234,6 +236,7 @@ impl CopyBeforeWrite {
             settled: WaitQueue::new(),
             claimed: AtomicU64::new(0),
             copied: AtomicU64::new(0),
+            jobs: AtomicU64::new(0),
         })
     }
 
@@ -288,6 +291,21 @@ impl CopyBeforeWrite {
         }
     }
 
+    /// A job has begun to work with the filter.
+    pub(crate) fn job_begins(&self) {
+        self.jobs.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A job has ended.
+    pub(crate) fn job_ends(&self) {
+        self.jobs.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether a job works with the filter.
+    pub fn has_job(&self) -> bool {
+        self.jobs.load(Ordering::Acquire) > 0
+    }
+
     /// Bytes that somebody is saving now.
     pub fn claimed_bytes(&self) -> u64 {
         self.claimed.load(Ordering::Relaxed)
@@ -307,7 +325,7 @@ impl CopyBeforeWrite {
 
     /// Waits until no claim is open.
     pub async fn wait_for_saves_in_flight(&self, shard: &Shard) {
-        let none_open = || self.claimed.load(Ordering::Acquire) == 0;
+        let none_open = || self.claimed.load(Ordering::SeqCst) == 0;
         shard.wait(&[&self.settled], None, none_open).await;
     }
 
@@ -350,7 +368,9 @@ impl CopyBeforeWrite {
         }
         let mut first = clusters.start;
         while first < clusters.end {
-            let end = clusters.end.min(first + SLICE_CLUSTERS);
+            let end = clusters
+                .end
+                .min(first + (SLICE_BYTES / self.cluster_size).max(1));
             self.open_slice(shard, first, end).await?;
             first = end;
         }
@@ -535,17 +555,19 @@ impl CopyBeforeWrite {
     /// Claims what is untouched from `first` on, at most `count_max` clusters.
     /// Whoever claims must end it with `publish` or `release`.
     pub(crate) fn claim(&self, first: u64, count_max: u64) -> Option<Chunk> {
+        // Counted before it is made: who finds nothing claimed and nothing
+        // untouched takes the work for finished.
+        let most = self
+            .bytes(first, (first + count_max).min(self.cells.len()))
+            .len;
+        self.claimed.fetch_add(most, Ordering::SeqCst);
         let count = self.cells.claim(first, count_max);
-        if count == 0 {
-            return None;
-        }
-        let chunk = Chunk {
+        let got = self.bytes(first, first + count).len;
+        self.give_back(most - got);
+        (count > 0).then_some(Chunk {
             first,
             end: first + count,
-        };
-        self.claimed
-            .fetch_add(self.bytes(first, chunk.end).len, Ordering::Relaxed);
-        Some(chunk)
+        })
     }
 
     /// A claimed chunk is on the target.
@@ -572,13 +594,8 @@ impl CopyBeforeWrite {
     }
 
     async fn finish(&self, shard: &Shard, chunk: Chunk, settled: Settled) {
-        let bytes = self.bytes(chunk.first, chunk.end).len;
-        let last = self.claimed.fetch_sub(bytes, Ordering::Release) == bytes;
         // The states first, then the look for who waits for them.
         fence(Ordering::SeqCst);
-        if last {
-            self.settled.wake_all();
-        }
         for cluster in chunk.first..chunk.end.min(chunk.first + SAVE_QUEUES) {
             self.save_queue(cluster).wake_all();
         }
@@ -590,6 +607,16 @@ impl CopyBeforeWrite {
                     .discard(shard, self.bytes(run.start, run.end))
                     .await;
             }
+        }
+        // Last: whoever waits for this may give the target to somebody else.
+        self.give_back(self.bytes(chunk.first, chunk.end).len);
+    }
+
+    /// So many bytes are no longer claimed.
+    fn give_back(&self, bytes: u64) {
+        if bytes > 0 && self.claimed.fetch_sub(bytes, Ordering::SeqCst) == bytes {
+            fence(Ordering::SeqCst);
+            self.settled.wake_all();
         }
     }
 
