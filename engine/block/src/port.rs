@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ringback_ring::{Buf, IoResult, LocalQueue, Shard, Shards};
+use ringback_ring::{Buf, Errno, IoResult, LocalQueue, Shard, Shards};
 
 use crate::extent::Extent;
 use crate::metrics::{Class, Metrics};
@@ -58,7 +58,7 @@ impl Attachment {
     fn make_port(&self, shard: &Shard) {
         let port = Port {
             path: RefCell::new(Rc::new(self.first.as_ref().clone())),
-            closed: Cell::new(false),
+            gate: Cell::new(Gate::Open),
             in_flight: Cell::new(0),
             waiting: LocalQueue::new(),
             emptied: LocalQueue::new(),
@@ -81,45 +81,69 @@ impl Attachment {
         port.expect("an attachment has a port on every shard until it is detached")
     }
 
-    /// Closes every gate and waits until nothing is in flight behind them.
-    pub async fn drain(&self) {
+    async fn on_each_port<F: std::future::Future<Output = ()> + 'static>(
+        &self,
+        act: impl Fn(Rc<Port>) -> F + Clone + Send + 'static,
+    ) {
         let attachment = self.clone();
         self.shards
-            .on_each(move |shard| {
-                let port = attachment.port(&shard);
-                async move { port.drain().await }
-            })
+            .on_each(move |shard| act(attachment.port(&shard)))
             .await;
+    }
+
+    /// Closes every gate: new requests wait.
+    pub async fn close(&self) {
+        self.on_each_port(|port| async move { port.close() }).await;
+    }
+
+    /// Closes every gate and waits until nothing is in flight behind them.
+    pub async fn drain(&self) {
+        self.on_each_port(|port| async move {
+            port.close();
+            port.empty().await;
+        })
+        .await;
     }
 
     /// Opens every gate again, onto a new path if one is given.
     pub async fn resume(&self, path: Option<Path>) {
-        let attachment = self.clone();
-        self.shards
-            .on_each(move |shard| {
-                let port = attachment.port(&shard);
-                let path = path.clone();
-                async move { port.resume(path) }
-            })
-            .await;
+        self.on_each_port(move |port| {
+            let path = path.clone();
+            async move { port.resume(path) }
+        })
+        .await;
     }
 
-    /// Drains and takes the ports away.
+    /// Drains and takes the ports away. Requests that wait at the gates, or
+    /// come later, are answered with ESHUTDOWN.
     pub async fn detach(self) {
         self.drain().await;
         let id = self.id;
         self.shards
             .on_each(move |shard| async move {
-                shard.local::<Ports>().by_id.borrow_mut().remove(&id);
+                let port = shard.local::<Ports>().by_id.borrow_mut().remove(&id);
+                if let Some(port) = port {
+                    port.end();
+                }
             })
             .await;
     }
 }
 
+/// Whether requests may pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gate {
+    Open,
+    /// For a while.
+    Closed,
+    /// For ever: the attachment is no more.
+    Gone,
+}
+
 /// One shard's entrance to a disk.
 pub struct Port {
     path: RefCell<Rc<Path>>,
-    closed: Cell<bool>,
+    gate: Cell<Gate>,
     in_flight: Cell<usize>,
     /// Requests that met a closed gate.
     waiting: LocalQueue,
@@ -143,32 +167,45 @@ impl Drop for Passage<'_> {
 }
 
 impl Port {
-    async fn enter(&self, shard: &Shard) -> Passage<'_> {
-        if self.closed.get() {
+    async fn enter(&self, shard: &Shard) -> IoResult<Passage<'_>> {
+        if self.gate.get() == Gate::Closed {
             let since = shard.now_ns();
-            self.waiting.wait_until(|| !self.closed.get()).await;
+            self.waiting
+                .wait_until(|| self.gate.get() != Gate::Closed)
+                .await;
             shard
                 .local::<Metrics>()
                 .record(Class::DrainPause, shard.now_ns() - since);
         }
+        if self.gate.get() == Gate::Gone {
+            return Err(Errno::ESHUTDOWN);
+        }
         self.in_flight.set(self.in_flight.get() + 1);
-        Passage {
+        Ok(Passage {
             port: self,
             path: Rc::clone(&self.path.borrow()),
-        }
+        })
     }
 
-    async fn drain(&self) {
-        self.closed.set(true);
+    fn close(&self) {
+        self.gate.set(Gate::Closed);
+    }
+
+    async fn empty(&self) {
         self.emptied.wait_until(|| self.in_flight.get() == 0).await;
     }
 
     fn resume(&self, path: Option<Path>) {
         if let Some(path) = path {
-            debug_assert!(self.closed.get() && self.in_flight.get() == 0);
+            debug_assert!(self.gate.get() == Gate::Closed && self.in_flight.get() == 0);
             *self.path.borrow_mut() = Rc::new(path);
         }
-        self.closed.set(false);
+        self.gate.set(Gate::Open);
+        self.waiting.wake_all();
+    }
+
+    fn end(&self) {
+        self.gate.set(Gate::Gone);
         self.waiting.wake_all();
     }
 
@@ -185,8 +222,10 @@ impl Port {
         buf: Buf,
         window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
-        let passage = self.enter(shard).await;
-        passage.path.read(shard, offset, buf, window).await
+        match self.enter(shard).await {
+            Ok(passage) => passage.path.read(shard, offset, buf, window).await,
+            Err(errno) => (Err(errno), buf),
+        }
     }
 
     /// Writes; see [`Path::write`].
@@ -197,31 +236,33 @@ impl Port {
         buf: Buf,
         window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
-        let passage = self.enter(shard).await;
-        passage.path.write(shard, offset, buf, window).await
+        match self.enter(shard).await {
+            Ok(passage) => passage.path.write(shard, offset, buf, window).await,
+            Err(errno) => (Err(errno), buf),
+        }
     }
 
     /// Zeroes; see [`Path::write_zeroes`].
     pub async fn write_zeroes(&self, shard: &Shard, span: Span, may_unmap: bool) -> IoResult<()> {
-        let passage = self.enter(shard).await;
+        let passage = self.enter(shard).await?;
         passage.path.write_zeroes(shard, span, may_unmap).await
     }
 
     /// Discards; see [`Path::discard`].
     pub async fn discard(&self, shard: &Shard, span: Span) -> IoResult<()> {
-        let passage = self.enter(shard).await;
+        let passage = self.enter(shard).await?;
         passage.path.discard(shard, span).await
     }
 
     /// Flushes; see [`Path::flush`].
     pub async fn flush(&self, shard: &Shard) -> IoResult<()> {
-        let passage = self.enter(shard).await;
+        let passage = self.enter(shard).await?;
         passage.path.flush(shard).await
     }
 
     /// Looks; see [`Path::extent`].
     pub async fn extent(&self, shard: &Shard, span: Span) -> IoResult<Extent> {
-        let passage = self.enter(shard).await;
+        let passage = self.enter(shard).await?;
         passage.path.extent(shard, span).await
     }
 }

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
 use ringback_block::copy::control::OnError;
-use ringback_block::filter::copy_before_write::{self, OnCbwError};
+use ringback_block::filter::copy_before_write::{
+    self, CLUSTER_SIZE_DEFAULT, CLUSTER_SIZE_MAX, OnCbwError,
+};
 use ringback_block::job::backup;
 use ringback_qmp_shim::size::parse_size;
 use ringback_ring::file::Cache;
@@ -87,9 +89,9 @@ pub(crate) struct Args {
     /// felt by the guest where it does not
     #[arg(long, default_value_t = 1, help_heading = "Backup")]
     pub(crate) workers: u32,
-    /// Largest copy; 0: no limit of its own (1M)
-    #[arg(long, value_parser = parse_size, default_value = "256k", help_heading = "Backup")]
-    pub(crate) max_chunk: u64,
+    /// Largest copy; 0: no limit of its own (1M) [default: 256k or a cluster]
+    #[arg(long, value_parser = parse_size, help_heading = "Backup")]
+    pub(crate) max_chunk: Option<u64>,
     /// Limit in bytes a second; 0: none
     #[arg(long, value_parser = parse_size, default_value = "0", help_heading = "Backup")]
     pub(crate) speed: u64,
@@ -210,10 +212,37 @@ impl Args {
         if self.shard_count() == 0 || self.shard_count() > MAX_SHARDS {
             return Err(format!("--shards must be between 1 and {MAX_SHARDS}"));
         }
-        if self.min_cluster_size != 0 && !self.min_cluster_size.is_power_of_two() {
-            return Err("--min-cluster-size must be a power of two".into());
-        }
+        self.check_chunks()?;
         self.check_combinations()
+    }
+
+    fn check_chunks(&self) -> Result<(), String> {
+        let wish = self.min_cluster_size;
+        if (wish != 0 && !wish.is_power_of_two()) || wish > CLUSTER_SIZE_MAX {
+            return Err(format!(
+                "--min-cluster-size {wish} is not a power of two up to {CLUSTER_SIZE_MAX}"
+            ));
+        }
+        let cluster_size = self.cluster_size();
+        match self.max_chunk {
+            Some(max_chunk) if max_chunk != 0 && max_chunk < cluster_size => Err(format!(
+                "--max-chunk: {}",
+                backup::OptionError::MaxChunk {
+                    max_chunk,
+                    cluster_size
+                }
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn cluster_size(&self) -> u64 {
+        self.min_cluster_size.max(CLUSTER_SIZE_DEFAULT)
+    }
+
+    fn max_chunk(&self) -> u64 {
+        self.max_chunk
+            .unwrap_or_else(|| self.cluster_size().max(256 << 10))
     }
 
     fn check_combinations(&self) -> Result<(), String> {
@@ -284,7 +313,7 @@ impl Args {
                 SyncArg::None => backup::Sync::None,
             },
             max_workers: self.workers,
-            max_chunk: self.max_chunk,
+            max_chunk: self.max_chunk(),
             speed: self.speed,
             on_source_error: OnError::Report,
             on_target_error: OnError::Report,
@@ -314,7 +343,7 @@ impl Args {
             ("seed", json!(self.seed)),
             ("sync", json!(name_of(&self.sync))),
             ("workers", json!(self.workers)),
-            ("max-chunk", json!(self.max_chunk)),
+            ("max-chunk", json!(self.max_chunk())),
             ("speed", json!(self.speed)),
             ("min-cluster-size", json!(self.min_cluster_size)),
             ("on-cbw-error", json!(name_of(&self.on_cbw_error))),

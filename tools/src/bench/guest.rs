@@ -27,6 +27,9 @@ pub(crate) enum Phase {
     After,
 }
 
+/// The longest sleep of a guest that has nothing to do yet.
+const SLEEP_NS: u64 = 50_000_000;
+
 /// What one phase was like for the guest.
 #[derive(Clone, Debug)]
 pub(crate) struct Stats {
@@ -149,7 +152,12 @@ impl Guest {
     async fn work(&self, shard: &Shard, port: &Port, number: u32) {
         while !self.shared.stopping.load(Ordering::Relaxed) {
             let due_ns = self.queue(number).pacer.next_due(shard.now_ns());
-            shard.sleep_until(due_ns).await;
+            while shard.now_ns() < due_ns && !self.shared.stopping.load(Ordering::Relaxed) {
+                // In slices: a slow load must not keep its end waiting.
+                shard
+                    .sleep_until(due_ns.min(shard.now_ns() + SLEEP_NS))
+                    .await;
+            }
             let choice = {
                 let mut queue = self.queue(number);
                 let Queue { load, history, .. } = &mut *queue;

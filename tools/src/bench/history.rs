@@ -12,6 +12,8 @@
 
 use std::collections::BTreeMap;
 
+use ringback_block::span::Span;
+
 use super::layout::DiskLayout;
 use super::load::RequestKind;
 use super::pattern::{self, Mismatch};
@@ -173,9 +175,25 @@ impl Snapshot {
         Ok(())
     }
 
-    fn check_part(&self, block: u64, start: usize, part: &[u8]) -> Result<(), Mismatch> {
+    /// The blocks that have another version than in an earlier snapshot of the
+    /// same disk.
+    pub(crate) fn changed_since(&self, earlier: &Self) -> impl Iterator<Item = Span> {
+        let blocks = 0..self.layout.block_count();
+        blocks
+            .filter(|&block| self.version(block) != earlier.version(block))
+            .map(|block| {
+                let len = u64::try_from(self.layout.len(block)).expect("a block is small");
+                Span::new(self.layout.offset(block), len)
+            })
+    }
+
+    fn version(&self, block: u64) -> u32 {
         let queue = usize::try_from(self.layout.owner(block)).expect("a queue's index is small");
-        let version = self.versions[queue][self.layout.nth_of_owner(block)];
+        self.versions[queue][self.layout.nth_of_owner(block)]
+    }
+
+    fn check_part(&self, block: u64, start: usize, part: &[u8]) -> Result<(), Mismatch> {
+        let version = self.version(block);
         pattern::check_part(self.layout.seed, block, version, start, part)
     }
 }

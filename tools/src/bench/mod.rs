@@ -26,6 +26,8 @@ mod session;
 mod summary;
 mod verify;
 
+use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -39,6 +41,7 @@ use session::Session;
 /// Runs the bench and reports. An error: it could not be run to its end.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, String> {
     args.check()?;
+    check_reports(args)?;
     let disks = prepare::Disks::prepare(args)?;
     let shards = Shards::start(&args.shards_config()).map_err(|error| error.to_string())?;
     let progress = Arc::new(Progress::default());
@@ -48,16 +51,54 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, String> {
     shards.stop();
     let outcome = outcome.map_err(|gone| gone.to_string())??;
     write_reports(args, &outcome)?;
-    print!("{}", report::table::render_table(&outcome.report));
+    // JSON on standard output is alone there.
+    let table = report::table::render_table(&outcome.report);
+    if args.json.as_deref().is_some_and(is_standard_output) {
+        eprint!("{table}");
+    } else {
+        print_out(&table)?;
+    }
     Ok(verdict(&outcome))
+}
+
+fn is_standard_output(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+fn print_out(text: &str) -> Result<(), String> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|error| format!("cannot write to standard output: {error}"))
+}
+
+/// Before the run: a report that cannot be written is found out now.
+fn check_reports(args: &Args) -> Result<(), String> {
+    if let Some(path) = args
+        .json
+        .as_deref()
+        .filter(|path| !is_standard_output(path))
+    {
+        let mut options = std::fs::OpenOptions::new();
+        options
+            .create(true)
+            .append(true)
+            .open(path)
+            .map_err(|error| format!("cannot write '{}': {error}", path.display()))?;
+    }
+    if let Some(directory) = &args.hgrm {
+        std::fs::create_dir_all(directory)
+            .map_err(|error| format!("cannot make '{}': {error}", directory.display()))?;
+    }
+    Ok(())
 }
 
 /// Before the table: whoever sees the table finds the files.
 fn write_reports(args: &Args, outcome: &session::Outcome) -> Result<(), String> {
     if let Some(path) = &args.json {
         let text = report::to_json(&outcome.report) + "\n";
-        if path.as_os_str() == "-" {
-            print!("{text}");
+        if is_standard_output(path) {
+            print_out(&text)?;
         } else {
             std::fs::write(path, text)
                 .map_err(|error| format!("cannot write '{}': {error}", path.display()))?;

@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use tempfile::TempDir;
@@ -45,10 +45,10 @@ impl Disks {
             Some(disk) => disk.size(size_of(&disk.path)?),
             None => args.size,
         };
-        prepare_target(target.as_ref(), source.as_ref(), source_size, args)?;
         let source_is_blank = source.is_none() || (!args.no_guest && !args.overwrite);
         let needs_scratch = source.is_none() || target.is_none();
         let scratch = needs_scratch.then(|| scratch_directory(args)).transpose()?;
+        prepare_target(target.as_ref(), source.as_ref(), source_size, args)?;
         let make = |name: &str| {
             let directory = scratch
                 .as_ref()
@@ -175,11 +175,16 @@ fn prepare_target(
     Ok(())
 }
 
+/// The same file under another name, or the same device by another file.
 fn is_same(a: &Path, b: &Path) -> bool {
-    match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
-    }
+    let identity = |path: &Path| {
+        let data = path.metadata().ok()?;
+        Some(match data.file_type().is_block_device() {
+            true => (0, data.rdev()),
+            false => (data.dev(), data.ino()),
+        })
+    };
+    identity(a).is_some_and(|a| identity(b) == Some(a))
 }
 
 fn scratch_directory(args: &Args) -> Result<TempDir, String> {

@@ -64,6 +64,28 @@ pub(super) struct Middle {
     pub(super) fleecing: Option<Summary>,
     pub(super) pause_ns: u64,
     pub(super) seconds: f64,
+    /// A write that the bitmap missed.
+    unrecorded: Option<String>,
+}
+
+impl Middle {
+    /// What the guest had written before the instant and the bitmap does not
+    /// have, if there is such a thing.
+    fn find_unrecorded(&self, before: &Snapshot) -> Option<String> {
+        let Reference::Written(at_instant) = &*self.reference else {
+            return None;
+        };
+        let missing = at_instant.changed_since(before).find(|changed| {
+            !self
+                .areas
+                .iter()
+                .any(|area| area.offset <= changed.offset && changed.end() <= area.end())
+        })?;
+        Some(format!(
+            "the bitmap: {} bytes at {} were written and are not dirty",
+            missing.len, missing.offset
+        ))
+    }
 }
 
 impl Session {
@@ -86,9 +108,12 @@ impl Session {
         if !self.args.no_guest {
             report.fill = Some(self.fill(shard, &source, &guest).await?);
         }
-        if self.args.sync == SyncArg::Bitmap {
+        let recorded_from = if self.args.sync == SyncArg::Bitmap {
             add_bitmap(&mut graph, &source.name).await?;
-        }
+            Some(guest.snapshot())
+        } else {
+            None
+        };
         let load = if self.args.no_guest {
             Vec::new()
         } else {
@@ -97,9 +122,10 @@ impl Session {
         if !self.args.no_guest && self.args.baseline > 0 {
             report.baseline = Some(self.watch_guest(shard, &guest).await);
         }
-        let middle = self
+        let mut middle = self
             .back_up(shard, &mut graph, &source, &target, &guest)
             .await?;
+        middle.unrecorded = recorded_from.and_then(|before| middle.find_unrecorded(&before));
         guest.enter(Phase::After);
         guest.stop();
         for task in load {
@@ -107,7 +133,9 @@ impl Session {
         }
         let measured = metrics::take(shard.set()).await;
         let verification = self
-            .verify(shard, &mut graph, &source, &target, &guest, &middle)
+            .verify(
+                shard, &mut graph, &source, &target, &guest, &middle, unrecorded,
+            )
             .await?;
         graph.detach(source.user).await;
         summary::fill_in(&mut report, &self.args, &middle, &guest, &measured);
@@ -287,6 +315,7 @@ impl Session {
             fleecing,
             pause_ns: inserted.pause_ns,
             seconds,
+            unrecorded: None,
         })
     }
 
@@ -344,7 +373,7 @@ impl Session {
         let start_ns = shard.now_ns();
         let end_ns = self.args.duration.saturating_mul(SECOND_NS);
         while job.outcome().is_none() {
-            shard.sleep_ns(SECOND_NS / 50).await;
+            shard.sleep_ns(SECOND_NS / 10).await;
             let elapsed_ns = shard.now_ns() - start_ns;
             if self.args.sync == SyncArg::None {
                 self.progress.set(elapsed_ns, end_ns);
@@ -370,7 +399,7 @@ impl Session {
         guest: &Guest,
         middle: &Middle,
     ) -> Result<Verification, String> {
-        let mut wrong = None;
+        let mut wrong = middle.unrecorded.clone();
         let mut note = |what: Option<String>| {
             if wrong.is_none() {
                 wrong = what;

@@ -52,6 +52,12 @@ pub enum GraphError {
         /// Who minds.
         other: String,
     },
+    /// A file whose last unit is cut cannot be written without growing.
+    #[error(
+        "Node '{0}' cannot be written: its size is not a multiple of the request alignment (try \
+         cache.direct=off)"
+    )]
+    Unaligned(String),
     /// Somebody wants to write what was opened for reading.
     #[error("Block node is read-only")]
     ReadOnly,

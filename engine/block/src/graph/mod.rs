@@ -24,7 +24,7 @@ mod permissions;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ringback_ring::file::{Cache, OpenOptions};
+use ringback_ring::file::{Cache, Geometry, OpenOptions};
 use ringback_ring::{File, Shard};
 
 use crate::bitmap::{BitmapError, DirtyBitmap, NodeBitmaps};
@@ -37,7 +37,7 @@ use crate::protocol::{FileProtocol, NullProtocol, Protocol};
 use crate::storage::Storage;
 pub use error::GraphError;
 pub use permissions::Access;
-use permissions::{check_claims, lock};
+use permissions::{Claim, check_claims, lock};
 
 /// How to make a node.
 #[derive(Clone, Debug)]
@@ -286,6 +286,11 @@ impl Graph {
             .nodes
             .values()
             .any(|node| children(&node.kind).contains(&name));
+        let is_filter = matches!(self.node(name)?.kind, Kind::CopyBeforeWrite { .. });
+        if is_filter {
+            // Its users and saves must be looked after.
+            return Err(GraphError::InUse(name.into()));
+        }
         if is_child || self.users.values().any(|user| user.node == name) {
             return Err(GraphError::InUse(name.into()));
         }
@@ -314,6 +319,13 @@ impl Graph {
         change: impl FnOnce(&mut NodeBitmaps) -> Result<T, BitmapError>,
     ) -> Result<T, GraphError> {
         self.node(name)?;
+        let is_target = self.nodes.values().any(|node| {
+            matches!(&node.kind, Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, name))
+        });
+        if is_target {
+            // What a filter saves goes along a path made when it was put in.
+            return Err(GraphError::InUse(name.into()));
+        }
         let concerned = self.users_above(name);
         self.drain(&concerned).await;
         let result = change(&mut self.node_mut(name)?.bitmaps);
@@ -334,8 +346,8 @@ impl Graph {
         access: Access,
     ) -> Result<(UserId, Attachment), GraphError> {
         let path = self.path(node)?;
-        if access.write && !self.is_writable(node) {
-            return Err(GraphError::ReadOnly);
+        if access.write {
+            self.check_writable(node)?;
         }
         let attachment = Attachment::new(shard.set(), path).await;
         let id = UserId(self.next_user);
@@ -371,15 +383,21 @@ impl Graph {
         }
     }
 
-    fn is_writable(&self, name: &str) -> bool {
-        match self.nodes.get(name).map(|node| &node.kind) {
-            Some(Kind::Image { writable, .. }) => *writable,
-            Some(Kind::Raw { file, .. } | Kind::CopyBeforeWrite { file, .. }) => {
-                self.is_writable(file)
+    /// Whether a node can be written at all.
+    fn check_writable(&self, name: &str) -> Result<(), GraphError> {
+        match &self.node(name)?.kind {
+            Kind::Image {
+                writable: false, ..
             }
-            // Only to discard.
-            Some(Kind::SnapshotAccess { .. }) => true,
-            None => false,
+            | Kind::SnapshotAccess { .. } => Err(GraphError::ReadOnly),
+            // Its last, partial unit could only be written by growing it.
+            Kind::Image {
+                file: Some(file), ..
+            } if !is_whole(file.geometry()) => Err(GraphError::Unaligned(name.into())),
+            Kind::Image { .. } => Ok(()),
+            Kind::Raw { file, .. } | Kind::CopyBeforeWrite { file, .. } => {
+                self.check_writable(file)
+            }
         }
     }
 
@@ -442,7 +460,11 @@ impl Graph {
             }
     }
 
+    /// All gates are closed before anybody is waited for.
     async fn drain(&self, users: &[UserId]) {
+        for id in users {
+            self.users[id].attachment.close().await;
+        }
         for id in users {
             self.users[id].attachment.drain().await;
         }
@@ -474,8 +496,14 @@ impl Graph {
         insertions: &[Insertion<'_>],
         at_instant: impl FnOnce(),
     ) -> Result<Inserted, GraphError> {
-        for insertion in insertions {
+        for (index, insertion) in insertions.iter().enumerate() {
             self.check_insertion(insertion)?;
+            if insertions[..index]
+                .iter()
+                .any(|other| other.node_name == insertion.node_name)
+            {
+                return Err(GraphError::Duplicate(insertion.node_name.into()));
+            }
         }
         let mut concerned: Vec<UserId> = insertions
             .iter()
@@ -533,6 +561,14 @@ impl Graph {
     fn check_insertion(&self, insertion: &Insertion<'_>) -> Result<(), GraphError> {
         let (file, target) = (insertion.file, insertion.target);
         self.check_new_name(insertion.node_name)?;
+        let windows = self
+            .nodes
+            .values()
+            .any(|node| matches!(&node.kind, Kind::Raw { file: below, .. } if below == file));
+        if windows {
+            // Whoever uses the window would not pass through the filter.
+            return Err(GraphError::InUse(file.into()));
+        }
         let (source_size, target_size) = (self.size(file)?, self.size(target)?);
         if file == target || self.passes_through(target, file) || self.passes_through(file, target)
         {
@@ -546,11 +582,7 @@ impl Graph {
                 target_size,
             });
         }
-        if self.is_writable(target) {
-            Ok(())
-        } else {
-            Err(GraphError::ReadOnly)
-        }
+        self.check_writable(target)
     }
 
     /// What defines the point in time: the bitmap's freeze, the copy states.
@@ -560,7 +592,7 @@ impl Graph {
         insertion: &Insertion<'_>,
     ) -> Result<Arc<CopyBeforeWrite>, GraphError> {
         let frozen = match insertion.bitmap {
-            Some(name) => Some(self.node_mut(insertion.file)?.bitmaps.freeze(name)?),
+            Some(name) => Some(self.freeze(insertion.file, name)?),
             None => None,
         };
         match self.make_filter(shard, insertion, frozen.as_deref()) {
@@ -581,6 +613,14 @@ impl Graph {
                 Err(error)
             }
         }
+    }
+
+    fn freeze(&mut self, node: &str, name: &str) -> Result<Arc<DirtyBitmap>, GraphError> {
+        let bitmaps = &mut self.node_mut(node)?.bitmaps;
+        if let Some(bitmap) = bitmaps.get(name) {
+            bitmap.check_usable(true)?;
+        }
+        Ok(bitmaps.freeze(name)?)
     }
 
     fn make_filter(
@@ -629,7 +669,7 @@ impl Graph {
             .nodes
             .values()
             .any(|node| matches!(&node.kind, Kind::SnapshotAccess { file, .. } if file == name));
-        if has_reader {
+        if has_reader || filter.has_job() {
             return Err(GraphError::InUse(name.into()));
         }
         let concerned = self.users_above(name);
@@ -668,8 +708,9 @@ impl Graph {
             let Kind::Image { file, .. } = &node.kind else {
                 continue;
             };
-            let claims = self.claims_on(name);
+            let mut claims = self.claims_on(name);
             check_claims(name, &claims)?;
+            claims.extend(self.filter_claims_on(name, &claims)?);
             if let Some(file) = file {
                 lock(file, &claims)?;
             }
@@ -677,30 +718,81 @@ impl Graph {
         Ok(())
     }
 
-    /// What everybody does, and minds, on the node at the bottom.
-    fn claims_on(&self, bottom: &str) -> Vec<(String, Access)> {
+    /// What users, and filters with this as their target, do on the node at the
+    /// bottom.
+    fn claims_on(&self, bottom: &str) -> Vec<Claim> {
         let used = self
             .users
             .values()
             .filter(|user| self.passes_through(&user.node, bottom))
-            .map(|user| (user.name.clone(), user.access));
+            .map(|user| Claim {
+                entry: user.node.clone(),
+                name: user.name.clone(),
+                access: user.access,
+            });
         let as_target = self
             .nodes
             .iter()
             .filter_map(|(name, node)| match &node.kind {
                 Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, bottom) => {
                     // While the filter stands, the target is its own.
-                    let access = Access {
-                        read: true,
-                        write: true,
-                        alone_writing: true,
-                    };
-                    Some((format!("node '{name}' (uses it as 'target' child)"), access))
+                    Some(Claim {
+                        entry: target.clone(),
+                        name: format!("node '{name}' (uses it as 'target' child)"),
+                        access: Access {
+                            read: true,
+                            write: true,
+                            alone_writing: true,
+                        },
+                    })
                 }
                 _ => None,
             });
         used.chain(as_target).collect()
     }
+
+    /// What filters do on the disk below them. Whoever writes there must come
+    /// through the filter, or the snapshot would change.
+    fn filter_claims_on(&self, bottom: &str, claims: &[Claim]) -> Result<Vec<Claim>, GraphError> {
+        let mut found = Vec::new();
+        for (name, node) in &self.nodes {
+            let Kind::CopyBeforeWrite { file, .. } = &node.kind else {
+                continue;
+            };
+            if !self.passes_through(file, bottom) {
+                continue;
+            }
+            let label = format!("node '{name}' (uses it as 'file' child)");
+            let around = claims
+                .iter()
+                .find(|claim| claim.access.write && !self.passes_through(&claim.entry, name));
+            if let Some(writer) = around {
+                return Err(GraphError::Conflict {
+                    node: bottom.into(),
+                    writer: writer.name.clone(),
+                    other: label,
+                });
+            }
+            let access = Access {
+                read: true,
+                write: false,
+                alone_writing: true,
+            };
+            found.push(Claim {
+                entry: name.clone(),
+                name: label,
+                access,
+            });
+        }
+        Ok(found)
+    }
+}
+
+/// Whether writes can reach the last byte without growing the file.
+fn is_whole(geometry: &Geometry) -> bool {
+    geometry
+        .size
+        .is_multiple_of(geometry.request_alignment.into())
 }
 
 fn image_on(shard: &Shard, protocol: Protocol, file: Option<File>) -> Kind {

@@ -16,20 +16,29 @@ pub struct Access {
     pub alone_writing: bool,
 }
 
+/// What somebody does with the node at the bottom of a disk.
+pub(super) struct Claim {
+    /// The node at which it enters.
+    pub(super) entry: String,
+    /// For messages.
+    pub(super) name: String,
+    pub(super) access: Access,
+}
+
 /// Whoever writes must not meet anybody else who minds.
-pub(super) fn check_claims(node: &str, claims: &[(String, Access)]) -> Result<(), GraphError> {
-    for (index, (writer, access)) in claims.iter().enumerate() {
+pub(super) fn check_claims(node: &str, claims: &[Claim]) -> Result<(), GraphError> {
+    for (index, writer) in claims.iter().enumerate() {
         let mut others = claims
             .iter()
             .enumerate()
             .filter(|(other, _)| *other != index);
-        if access.write
-            && let Some((_, (other, _))) = others.find(|(_, (_, other))| other.alone_writing)
+        if writer.access.write
+            && let Some((_, other)) = others.find(|(_, other)| other.access.alone_writing)
         {
             return Err(GraphError::Conflict {
                 node: node.into(),
-                writer: writer.clone(),
-                other: other.clone(),
+                writer: writer.name.clone(),
+                other: other.name.clone(),
             });
         }
     }
@@ -37,8 +46,8 @@ pub(super) fn check_claims(node: &str, claims: &[(String, Access)]) -> Result<()
 }
 
 /// The union of all claims, as other processes see it. Nobody resizes.
-pub(super) fn lock(file: &File, claims: &[(String, Access)]) -> Result<(), GraphError> {
-    let any = |what: fn(&Access) -> bool| claims.iter().any(|(_, access)| what(access));
+pub(super) fn lock(file: &File, claims: &[Claim]) -> Result<(), GraphError> {
+    let any = |what: fn(&Access) -> bool| claims.iter().any(|claim| what(&claim.access));
     let permissions = |wanted: &[(bool, Permission)]| {
         wanted
             .iter()

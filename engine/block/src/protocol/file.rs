@@ -44,6 +44,7 @@ pub struct FileProtocol {
     flush_failed: AtomicI32,
     cannot_zero: AtomicBool,
     cannot_punch: AtomicBool,
+    cannot_discard: AtomicBool,
     cannot_allocate: AtomicBool,
 }
 
@@ -67,6 +68,7 @@ impl FileProtocol {
             flush_failed: AtomicI32::new(0),
             cannot_zero: AtomicBool::new(false),
             cannot_punch: AtomicBool::new(false),
+            cannot_discard: AtomicBool::new(false),
             cannot_allocate: AtomicBool::new(false),
         }
     }
@@ -162,10 +164,11 @@ impl FileProtocol {
         if self.cannot_zero.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        supported(
-            self.file.zero_range(shard, offset, len).await,
-            &self.cannot_zero,
-        )
+        let result = again(shard, async || {
+            self.file.zero_range(shard, offset, len).await
+        })
+        .await;
+        supported(result, &self.cannot_zero)
     }
 
     /// Punching never extends a file, so the range must lie inside.
@@ -173,10 +176,11 @@ impl FileProtocol {
         if self.cannot_punch.load(Ordering::Relaxed) || offset + len > self.file.geometry().size {
             return Ok(false);
         }
-        supported(
-            self.file.punch_hole(shard, offset, len).await,
-            &self.cannot_punch,
-        )
+        let result = again(shard, async || {
+            self.file.punch_hole(shard, offset, len).await
+        })
+        .await;
+        supported(result, &self.cannot_punch)
     }
 
     async fn try_punch_and_allocate(&self, shard: &Shard, offset: u64, len: u64) -> IoResult<bool> {
@@ -186,23 +190,18 @@ impl FileProtocol {
         {
             return Ok(false);
         }
-        supported(
-            self.file.allocate(shard, offset, len).await,
-            &self.cannot_allocate,
-        )
+        let result = again(shard, async || self.file.allocate(shard, offset, len).await).await;
+        supported(result, &self.cannot_allocate)
     }
 
     /// Success also where the hint is not understood: it is a hint.
     pub(crate) async fn discard(&self, shard: &Shard, offset: u64, len: u64) -> IoResult<()> {
-        if !self.discard || self.cannot_punch.load(Ordering::Relaxed) {
+        if !self.discard || self.cannot_discard.load(Ordering::Relaxed) {
             return Ok(());
         }
         self.set_dirty();
-        supported(
-            self.file.discard(shard, offset, len).await,
-            &self.cannot_punch,
-        )
-        .map(drop)
+        let result = again(shard, async || self.file.discard(shard, offset, len).await).await;
+        supported(result, &self.cannot_discard).map(drop)
     }
 
     pub(crate) async fn flush(&self, shard: &Shard) -> IoResult<()> {
@@ -232,8 +231,14 @@ impl FileProtocol {
             if !self.file.geometry().direct {
                 self.flush_failed.store(errno as i32, Ordering::Release);
             }
+            return result;
         }
-        result
+        // The kernel reports a lost page once: another sync that overlapped
+        // this one may have got the report.
+        match self.flush_failed.load(Ordering::Acquire) {
+            0 => Ok(()),
+            errno => Err(Errno::from_raw(errno)),
+        }
     }
 
     pub(crate) async fn extent(&self, shard: &Shard, offset: u64, len: u64) -> IoResult<Extent> {
@@ -253,11 +258,17 @@ impl FileProtocol {
             // A file system that cannot tell: data is never wrong.
             Err(_) => Ok(data),
             Ok(start) if start > offset => {
-                let len = self.up_to(offset, start, len);
-                Ok(Extent {
-                    content: Content::Zero,
-                    len,
-                })
+                // A sector that is zero only in part is data.
+                match (start & !(SECTOR - 1)).saturating_sub(offset) {
+                    0 => Ok(Extent {
+                        content: Content::Data,
+                        len: len.min(SECTOR),
+                    }),
+                    zeroes => Ok(Extent {
+                        content: Content::Zero,
+                        len: len.min(zeroes),
+                    }),
+                }
             }
             Ok(_) => match self.file.seek_hole(shard, offset).await {
                 Ok(end) if end > offset => Ok(Extent {
@@ -270,17 +281,19 @@ impl FileProtocol {
         }
     }
 
-    /// A run ends at `end`, but never inside a sector: a file's last, partial
+    /// Data up to `end`, but never inside a sector: a file's last, partial
     /// sector counts as whole.
     fn up_to(&self, offset: u64, end: u64, len: u64) -> u64 {
         len.min(end.next_multiple_of(SECTOR).max(offset + 1) - offset)
     }
 }
 
-/// True: done. False: not supported, and remembered.
+/// True: done. False: not supported, and remembered; or not for this range,
+/// which EINVAL says (a device whose unit is larger than the request's).
 fn supported(result: IoResult<()>, cannot: &AtomicBool) -> IoResult<bool> {
     match result {
         Ok(()) => Ok(true),
+        Err(Errno::EINVAL) => Ok(false),
         Err(errno) if is_unsupported(errno) => {
             cannot.store(true, Ordering::Relaxed);
             Ok(false)

@@ -31,8 +31,10 @@ impl NullProtocol {
     }
 
     pub(crate) async fn pause(&self, shard: &Shard) -> IoResult<()> {
-        if self.latency_ns > 0 {
-            shard.sleep_ns(self.latency_ns).await;
+        match self.latency_ns {
+            // Who never waits would never let anybody else run.
+            0 => shard.yield_now().await,
+            latency_ns => shard.sleep_ns(latency_ns).await,
         }
         Ok(())
     }
