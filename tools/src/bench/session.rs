@@ -133,9 +133,7 @@ impl Session {
         }
         let measured = metrics::take(shard.set()).await;
         let verification = self
-            .verify(
-                shard, &mut graph, &source, &target, &guest, &middle, unrecorded,
-            )
+            .verify(shard, &mut graph, &source, &target, &guest, &middle)
             .await?;
         graph.detach(source.user).await;
         summary::fill_in(&mut report, &self.args, &middle, &guest, &measured);
