@@ -53,7 +53,7 @@ fn one_queue_a_shard_is_the_default() {
 }
 
 #[test]
-#[ignore = "the number of cores is asked again on a shard that is pinned to one"]
+
 fn one_shard_a_core_is_the_default() {
     let scratch = scratch();
     let cores = std::thread::available_parallelism().expect("a number of cores");

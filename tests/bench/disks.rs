@@ -161,7 +161,7 @@ fn direct_io_that_is_insisted_on_is_refused_where_there_is_none() {
 
 /// QEMU's option in that message is not one of this command.
 #[test]
-#[ignore = "the message names QEMU's cache.direct=off, not --cache buffered"]
+
 fn the_way_out_of_direct_io_is_named() {
     if !needs(&[Need::Root]) {
         return;

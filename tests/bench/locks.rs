@@ -75,7 +75,7 @@ fn a_target_that_qemu_writes_is_refused() {
 }
 
 #[test]
-#[ignore = "the target is made before the source is locked, and stays"]
+
 fn a_locked_source_makes_no_target() {
     if !needs(&[Need::Program("qemu-storage-daemon")]) {
         return;

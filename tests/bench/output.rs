@@ -112,7 +112,7 @@ fn assert_backup(report: &Report) {
     let rate = report.number("/backup/bytes_per_second");
     assert!((rate * seconds / total as f64 - 1.0).abs() < 0.01, "{rate}");
     assert!(seconds <= report.number("/during/seconds"));
-    assert_eq!(report.count("/backup/workers"), 16);
+    assert_eq!(report.count("/backup/workers"), 1);
     assert_eq!(report.text("/backup/result"), "completed");
     assert_eq!(saved % (64 << 10), 0);
     assert_eq!(
@@ -252,7 +252,7 @@ fn to_standard_output() -> Command {
 
 /// For `ringback bench --json - | jq`.
 #[test]
-#[ignore = "the table follows the JSON on standard output"]
+
 fn json_on_standard_output_is_alone() {
     let finished = run(to_standard_output().args(["--json", "-"])).succeeded();
     let report = Report::parse(&finished.stdout);
@@ -260,7 +260,7 @@ fn json_on_standard_output_is_alone() {
 }
 
 #[test]
-#[ignore = "panics with status 101 when standard output cannot be written"]
+
 fn a_full_standard_output_is_an_error() {
     let mut command = Command::new("sh");
     command.args(["-c", "exec \"$0\" \"$@\" > /dev/full"]);
@@ -271,7 +271,7 @@ fn a_full_standard_output_is_an_error() {
 }
 
 #[test]
-#[ignore = "panics with status 101 when nobody reads standard output"]
+
 fn a_closed_pipe_is_no_panic() {
     let bench = to_standard_output();
     let mut command = Command::new("sh");
@@ -301,7 +301,7 @@ fn a_report_that_cannot_be_written() {
 
 /// Principle: what is wrong is refused before anything is written.
 #[test]
-#[ignore = "found out only after the whole run, and the table is lost with it"]
+
 fn a_report_that_cannot_be_written_is_refused_at_once() {
     let scratch = scratch();
     let target = scratch.join("target.raw");

@@ -1,7 +1,6 @@
 //! A run that is interrupted or killed.
 
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -26,17 +25,10 @@ fn wait_for_writes(disk: impl Fn() -> Option<u64>) {
     wait_for("the first write", || disk().is_some_and(|bytes| bytes > 0));
 }
 
-/// What the made disk takes, once there is one.
-fn made_disk(work: &Path) -> Option<u64> {
-    let name = names_in(work).pop()?;
-    let disk = work.join(name).join("source.raw");
-    disk.exists().then(|| allocated(&disk))
-}
-
 fn ends(signal: Signal) {
     let scratch = scratch();
     let running = long(&scratch).start();
-    wait_for_writes(|| made_disk(&scratch.join("work")));
+    wait_for_writes(|| running.allocated("source.raw"));
     let finished = interrupted(running, signal);
     assert!(!finished.status.success(), "{finished:#?}");
     assert!(!finished.stderr.contains("panicked"), "{finished:#?}");
@@ -58,21 +50,19 @@ fn sigterm_ends_it() {
 }
 
 #[test]
-#[ignore = "no signal is handled: the scratch directory stays"]
 fn ctrl_c_leaves_nothing_behind() {
     let scratch = scratch();
     let running = long(&scratch).start();
-    wait_for_writes(|| made_disk(&scratch.join("work")));
+    wait_for_writes(|| running.allocated("source.raw"));
     interrupted(running, Signal::SIGINT);
     assert_eq!(names_in(&scratch.join("work")), [""; 0]);
 }
 
 #[test]
-#[ignore = "no signal is handled: the scratch directory stays"]
 fn sigterm_leaves_nothing_behind() {
     let scratch = scratch();
     let running = long(&scratch).start();
-    wait_for_writes(|| made_disk(&scratch.join("work")));
+    wait_for_writes(|| running.allocated("source.raw"));
     interrupted(running, Signal::SIGTERM);
     assert_eq!(names_in(&scratch.join("work")), [""; 0]);
 }

@@ -90,7 +90,7 @@ fn clusters() {
 }
 
 #[test]
-#[ignore = "refused only after filling and baseline; the disk is written by then"]
+
 fn clusters_that_are_too_large() {
     refused(
         "--baseline 1 --min-cluster-size 8G",
@@ -99,7 +99,7 @@ fn clusters_that_are_too_large() {
 }
 
 #[test]
-#[ignore = "runs for ever if there are fleecing readers; else refused after the disk is written"]
+
 fn chunks_that_are_smaller_than_a_cluster() {
     refused(
         "--baseline 0 --max-chunk 4k",
@@ -108,7 +108,7 @@ fn chunks_that_are_smaller_than_a_cluster() {
 }
 
 #[test]
-#[ignore = "the default of --max-chunk is then too small, and the run never ends"]
+
 fn clusters_that_are_larger_than_the_default_chunk() {
     let scratch = scratch();
     let bench = Bench::bare(&scratch).with("--size 32M --baseline 0");

@@ -1,6 +1,7 @@
 //! Programs under a time limit, and waiting for events.
 
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -91,6 +92,18 @@ impl Running {
             stdout,
             stderr,
         }
+    }
+
+    /// Bytes on the disk of a file of this name that the program holds open, also
+    /// when it has no name any more. None: it holds no such file.
+    pub fn allocated(&self, name: &str) -> Option<u64> {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).ok()?;
+        let mut open = files.flatten().map(|entry| entry.path());
+        let file = open.find(|file| {
+            let path = std::fs::read_link(file).unwrap_or_default();
+            path.to_string_lossy().contains(name)
+        })?;
+        Some(std::fs::metadata(file).ok()?.blocks() * 512)
     }
 
     /// Sends a signal. Only to a program that was not waited for.

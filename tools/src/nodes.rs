@@ -10,6 +10,8 @@ use ringback_block::graph::NodeSpec;
 use ringback_qmp_shim::blockdev::{
     Aio, BlockdevOptions, Child, DetectZeroes, Discard, DriverOptions, FileOptions, Locking,
 };
+use ringback_qmp_shim::visit::Reader;
+use ringback_qmp_shim::{OptionError, keyval};
 use ringback_ring::file::Cache;
 
 /// A disk as somebody asked for it: the nodes that make it, bottom first.
@@ -43,6 +45,14 @@ impl Disk {
         }
     }
 
+    /// Where its first byte lies in the file.
+    pub(crate) fn offset(&self) -> u64 {
+        match self.nodes.last() {
+            Some((_, NodeSpec::Raw { offset, .. })) => *offset,
+            _ => 0,
+        }
+    }
+
     /// A file or block device as it is.
     pub(crate) fn plain(name: &str, path: &Path, write: bool, cache: Cache) -> Self {
         let spec = NodeSpec::File {
@@ -59,7 +69,7 @@ impl Disk {
 
     /// From QEMU's `--blockdev` syntax.
     pub(crate) fn parse(name: &str, text: &str, write: bool, cache: Cache) -> Result<Self, String> {
-        let options = BlockdevOptions::parse(text).map_err(|error| error.to_string())?;
+        let options = read_options(name, text).map_err(|error| error.to_string())?;
         let mut disk = Self {
             nodes: Vec::new(),
             path: PathBuf::new(),
@@ -136,6 +146,18 @@ impl Disk {
             discard,
         })
     }
+}
+
+/// The root needs no node-name: it has one here.
+fn read_options(name: &str, text: &str) -> Result<BlockdevOptions, OptionError> {
+    let mut options = keyval::parse(text, Some("driver"))?;
+    let (keyval::Options::Text(map) | keyval::Options::Typed(map)) = &mut options;
+    if !map.contains_key("node-name") {
+        map.insert("node-name".into(), name.into());
+    }
+    let options = BlockdevOptions::read(Reader::of(&options))?;
+    options.check()?;
+    Ok(options)
 }
 
 /// What a child takes from its parent unless it says otherwise.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, ValueEnum};
 use ringback_block::copy::control::OnError;
 use ringback_block::filter::copy_before_write::{
-    self, CLUSTER_SIZE_DEFAULT, CLUSTER_SIZE_MAX, OnCbwError,
+    self, CLUSTER_SIZE_DEFAULT, CLUSTER_SIZE_MAX, CbwError, OnCbwError,
 };
 use ringback_block::job::backup;
 use ringback_qmp_shim::size::parse_size;
@@ -23,6 +23,7 @@ use super::load::AccessOrder;
 /// Without options a disk is made in a scratch directory and removed at the end.
 /// Sizes take the suffixes k, M, G, T (powers of 1024).
 #[derive(Clone, Debug, ClapArgs)]
+#[command(args_override_self = true)]
 pub(crate) struct Args {
     /// Disk to use: a raw file or a block device; without it one is made
     #[arg(long, value_name = "DISK")]
@@ -218,10 +219,11 @@ impl Args {
 
     fn check_chunks(&self) -> Result<(), String> {
         let wish = self.min_cluster_size;
-        if (wish != 0 && !wish.is_power_of_two()) || wish > CLUSTER_SIZE_MAX {
-            return Err(format!(
-                "--min-cluster-size {wish} is not a power of two up to {CLUSTER_SIZE_MAX}"
-            ));
+        if wish != 0 && !wish.is_power_of_two() {
+            return Err(format!("--min-cluster-size: {}", CbwError::NotPowerOfTwo));
+        }
+        if wish > CLUSTER_SIZE_MAX {
+            return Err(format!("--min-cluster-size: {}", CbwError::TooLarge(wish)));
         }
         let cluster_size = self.cluster_size();
         match self.max_chunk {
@@ -253,6 +255,13 @@ impl Args {
             return Err("--image-opts says how --source and --target are given: give one".into());
         }
         Ok(())
+    }
+
+    /// Puts the defaults in that depend on the machine. Before shards are
+    /// pinned: afterwards each sees one core only.
+    pub(crate) fn resolve(&mut self) {
+        self.shards = Some(self.shard_count());
+        self.queues = Some(self.queue_count());
     }
 
     pub(crate) fn shard_count(&self) -> usize {

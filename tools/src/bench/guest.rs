@@ -158,6 +158,9 @@ impl Guest {
                     .sleep_until(due_ns.min(shard.now_ns() + SLEEP_NS))
                     .await;
             }
+            if self.shared.stopping.load(Ordering::Relaxed) {
+                return;
+            }
             let choice = {
                 let mut queue = self.queue(number);
                 let Queue { load, history, .. } = &mut *queue;

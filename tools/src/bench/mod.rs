@@ -41,6 +41,9 @@ use session::Session;
 /// Runs the bench and reports. An error: it could not be run to its end.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, String> {
     args.check()?;
+    let mut args = args.clone();
+    args.resolve();
+    let args = &args;
     check_reports(args)?;
     let disks = prepare::Disks::prepare(args)?;
     let shards = Shards::start(&args.shards_config()).map_err(|error| error.to_string())?;
@@ -79,12 +82,16 @@ fn check_reports(args: &Args) -> Result<(), String> {
         .as_deref()
         .filter(|path| !is_standard_output(path))
     {
-        let mut options = std::fs::OpenOptions::new();
-        options
+        let exists = path.exists();
+        std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(path)
             .map_err(|error| format!("cannot write '{}': {error}", path.display()))?;
+        if !exists {
+            // A run that is refused leaves no report.
+            let _ = std::fs::remove_file(path);
+        }
     }
     if let Some(directory) = &args.hgrm {
         std::fs::create_dir_all(directory)

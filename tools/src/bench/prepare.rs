@@ -7,7 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
@@ -25,13 +25,18 @@ pub(crate) struct Disks {
     pub(crate) source_is_blank: bool,
     /// What was made for this run.
     scratch: Option<TempDir>,
+    /// A target that did not exist.
+    made_target: Option<MadeFile>,
 }
 
 impl Disks {
     /// Everything is open: what was made for this run loses its name, so that its
-    /// space comes back however the run ends.
-    pub(crate) fn forget_scratch(&mut self) {
+    /// space comes back however the run ends; a target that was asked for stays.
+    pub(crate) fn begin(&mut self) {
         self.scratch = None;
+        if let Some(made) = &mut self.made_target {
+            made.keep = true;
+        }
     }
 
     /// Checks what is given and makes what is not.
@@ -48,7 +53,7 @@ impl Disks {
         let source_is_blank = source.is_none() || (!args.no_guest && !args.overwrite);
         let needs_scratch = source.is_none() || target.is_none();
         let scratch = needs_scratch.then(|| scratch_directory(args)).transpose()?;
-        prepare_target(target.as_ref(), source.as_ref(), source_size, args)?;
+        let made_target = prepare_target(target.as_ref(), source.as_ref(), source_size, args)?;
         let make = |name: &str| {
             let directory = scratch
                 .as_ref()
@@ -63,7 +68,23 @@ impl Disks {
             target,
             source_is_blank,
             scratch,
+            made_target,
         })
+    }
+}
+
+/// A file that goes again unless the run begins.
+#[derive(Debug)]
+struct MadeFile {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Drop for MadeFile {
+    fn drop(&mut self) {
+        if !self.keep {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -97,7 +118,7 @@ fn check_given(name: &str, disk: &Disk, write: bool, args: &Args) -> Result<(), 
             path.display()
         ));
     }
-    let size = size_of(path)?;
+    let size = disk.size(size_of(path)?);
     if size == 0 || !size.is_multiple_of(512) {
         return Err(format!(
             "--{name} '{}' has {size} bytes, which is not a multiple of 512 greater than 0: disks \
@@ -118,18 +139,19 @@ fn check_given(name: &str, disk: &Disk, write: bool, args: &Args) -> Result<(), 
                 plain(&error)
             )
         })?;
-        check_blank(name, path, args)?;
+        check_blank(name, disk, size, args)?;
     } else {
         File::open(path).map_err(|error| failed(name, path, &error))?;
     }
     Ok(())
 }
 
-fn check_blank(name: &str, path: &Path, args: &Args) -> Result<(), String> {
+fn check_blank(name: &str, disk: &Disk, size: u64, args: &Args) -> Result<(), String> {
     if args.overwrite {
         return Ok(());
     }
-    match first_data(path).map_err(|error| failed(name, path, &error))? {
+    let path = disk.path.as_path();
+    match first_data(path, disk.offset(), size).map_err(|error| failed(name, path, &error))? {
         None => Ok(()),
         Some(offset) => Err(format!(
             "--{name} '{}' holds data (at byte {offset}), which this would overwrite; use \
@@ -145,8 +167,10 @@ fn prepare_target(
     source: Option<&Disk>,
     source_size: u64,
     args: &Args,
-) -> Result<(), String> {
-    let Some(target) = target else { return Ok(()) };
+) -> Result<Option<MadeFile>, String> {
+    let Some(target) = target else {
+        return Ok(None);
+    };
     let path = target.path.as_path();
     if source.is_some_and(|source| is_same(&source.path, path)) {
         return Err(format!(
@@ -156,7 +180,10 @@ fn prepare_target(
     }
     if !args.image_opts && !path.exists() {
         create(path, source_size).map_err(|error| failed("target", path, &error))?;
-        return Ok(());
+        return Ok(Some(MadeFile {
+            path: path.to_owned(),
+            keep: false,
+        }));
     }
     check_given("target", target, true, args)?;
     let size = target.size(size_of(path)?);
@@ -172,7 +199,7 @@ fn prepare_target(
             path.display()
         ));
     }
-    Ok(())
+    Ok(None)
 }
 
 /// The same file under another name, or the same device by another file.
@@ -229,30 +256,34 @@ fn size_of(path: &Path) -> Result<u64, String> {
     })
 }
 
-/// Where the first byte that is not zero is. Holes of a file cost nothing;
-/// everything else is read.
-fn first_data(path: &Path) -> std::io::Result<Option<u64>> {
+/// Where in the file the first byte that is not zero is, among `len` from
+/// `start`. Holes of a file cost nothing; everything else is read.
+fn first_data(path: &Path, start: u64, len: u64) -> std::io::Result<Option<u64>> {
     let mut file = File::open(path)?;
     let mut buf = vec![0; 1 << 20];
-    let mut offset = 0;
-    loop {
-        offset = match nix::unistd::lseek(&file, offset, nix::unistd::Whence::SeekData) {
-            Ok(offset) => offset,
+    let end = start.saturating_add(len);
+    let mut position = start;
+    while position < end {
+        let signed = i64::try_from(position).map_err(|_| std::io::ErrorKind::InvalidInput)?;
+        position = match nix::unistd::lseek(&file, signed, nix::unistd::Whence::SeekData) {
+            Ok(found) => u64::try_from(found).expect("lseek answers positions"),
             Err(nix::errno::Errno::ENXIO) => return Ok(None),
             // A device or file system without holes: go on where we are.
-            Err(_) => offset,
+            Err(_) => position,
         };
-        let position = u64::try_from(offset).expect("lseek answers positions");
         file.seek(SeekFrom::Start(position))?;
-        let count = file.read(&mut buf)?;
+        let wanted = end.saturating_sub(position).min(buf.len() as u64);
+        let wanted = usize::try_from(wanted).expect("no longer than the buffer");
+        let count = file.read(&mut buf[..wanted])?;
         if count == 0 {
             return Ok(None);
         }
         if let Some(at) = buf[..count].iter().position(|&byte| byte != 0) {
             return Ok(Some(position + at as u64));
         }
-        offset += i64::try_from(count).expect("a small count");
+        position += count as u64;
     }
+    Ok(None)
 }
 
 fn failed(name: &str, path: &Path, error: &std::io::Error) -> String {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use hdrhistogram::Histogram;
 use ringback_block::bitmap::default_granularity;
 use ringback_block::filter::copy_before_write::CopyBeforeWrite;
-use ringback_block::graph::{Access, BitmapEnd, Graph, Insertion, NodeSpec, UserId};
+use ringback_block::graph::{Access, BitmapEnd, Graph, GraphError, Insertion, NodeSpec, UserId};
 use ringback_block::job::backup::{self, Backup};
 use ringback_block::metrics;
 use ringback_block::port::Attachment;
@@ -52,6 +52,12 @@ struct Source {
     user: UserId,
     name: String,
     size: u64,
+}
+
+/// Where the backup goes, reserved until it begins.
+struct Target {
+    name: String,
+    reserved: UserId,
 }
 
 /// What the middle of the run has measured.
@@ -102,7 +108,7 @@ impl Session {
         let mut graph = Graph::new();
         let source = self.open_source(shard, &mut graph).await?;
         let target = self.open_target(shard, &mut graph, source.size).await?;
-        self.disks.forget_scratch();
+        self.disks.begin();
         let guest = Guest::new(self.layout(source.size), &self.args);
         let mut report = self.empty_report(&graph, &source);
         if !self.args.no_guest {
@@ -133,7 +139,7 @@ impl Session {
         }
         let measured = metrics::take(shard.set()).await;
         let verification = self
-            .verify(shard, &mut graph, &source, &target, &guest, &middle)
+            .verify(shard, &mut graph, &source, &target.name, &guest, &middle)
             .await?;
         graph.detach(source.user).await;
         summary::fill_in(&mut report, &self.args, &middle, &guest, &measured);
@@ -151,14 +157,13 @@ impl Session {
     }
 
     async fn open_source(&self, shard: &Shard, graph: &mut Graph) -> Result<Source, String> {
-        let name = add_nodes(shard, graph, &self.disks.source.nodes).await?;
+        let name = add_nodes(shard, graph, &self.disks.source.nodes, &self.args).await?;
         let access = Access {
             read: true,
             write: !self.args.no_guest,
             alone_writing: true,
         };
-        let (user, attachment) = graph
-            .attach(shard, &name, "the guest", access)
+        let (user, attachment) = attach_patiently(shard, graph, &name, "the guest", access)
             .await
             .map_err(|error| format!("source: {error}"))?;
         let size = graph.size(&name).map_err(|error| error.to_string())?;
@@ -176,8 +181,8 @@ impl Session {
         shard: &Shard,
         graph: &mut Graph,
         source_size: u64,
-    ) -> Result<String, String> {
-        let name = add_nodes(shard, graph, &self.disks.target.nodes).await?;
+    ) -> Result<Target, String> {
+        let name = add_nodes(shard, graph, &self.disks.target.nodes, &self.args).await?;
         let size = graph.size(&name).map_err(|error| error.to_string())?;
         if size != source_size {
             let how = if size < source_size {
@@ -190,7 +195,16 @@ impl Session {
                  raw backup needs a target of the same size"
             ));
         }
-        Ok(name)
+        // Until the filter takes it over, nobody else may have it either.
+        let access = Access {
+            read: false,
+            write: true,
+            alone_writing: true,
+        };
+        let (reserved, _) = attach_patiently(shard, graph, &name, "the backup", access)
+            .await
+            .map_err(|error| format!("target: {error}"))?;
+        Ok(Target { name, reserved })
     }
 
     fn empty_report(&self, graph: &Graph, source: &Source) -> BenchReport {
@@ -264,7 +278,7 @@ impl Session {
         shard: &Shard,
         graph: &mut Graph,
         source: &Source,
-        target: &str,
+        target: &Target,
         guest: &Guest,
     ) -> Result<Middle, String> {
         // From here on the engine's figures are those of the backup.
@@ -272,10 +286,11 @@ impl Session {
         let insertion = Insertion {
             node_name: "cbw",
             file: &source.name,
-            target,
+            target: &target.name,
             bitmap: (self.args.sync == SyncArg::Bitmap).then_some(BITMAP),
             options: self.args.filter_options(),
         };
+        graph.detach(target.reserved).await;
         let start_ns = shard.now_ns();
         let mut snapshot = None;
         let at_instant = || {
@@ -289,7 +304,7 @@ impl Session {
         let filter = Arc::clone(&inserted.filters[0]);
         let reference = self.reference(source, snapshot);
         let areas: Vec<Span> = filter.snapshot_areas().collect();
-        let bytes_total = filter.progress().len;
+        let bytes_total = areas.iter().map(|area| area.len).sum();
         let readers = self.start_readers(shard, graph, &reference, &areas).await?;
         let outcome = self.run_job(shard, &filter, guest).await?;
         let seconds = seconds_since(shard, start_ns);
@@ -511,17 +526,47 @@ async fn add_bitmap(graph: &mut Graph, node: &str) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
+/// Attaches; a lock is tried again for a second. A process that was killed gives
+/// its files back a moment after its end, when the kernel has taken its ring
+/// apart.
+async fn attach_patiently(
+    shard: &Shard,
+    graph: &mut Graph,
+    node: &str,
+    user: &str,
+    access: Access,
+) -> Result<(UserId, Attachment), GraphError> {
+    let deadline_ns = shard.now_ns() + SECOND_NS;
+    loop {
+        match graph.attach(shard, node, user, access).await {
+            Err(GraphError::Lock { .. }) if shard.now_ns() < deadline_ns => {
+                shard.sleep_ns(SECOND_NS / 20).await;
+            }
+            result => return result,
+        }
+    }
+}
+
 async fn add_nodes(
     shard: &Shard,
     graph: &mut Graph,
     nodes: &[(String, NodeSpec)],
+    args: &Args,
 ) -> Result<String, String> {
     let mut top = String::new();
     for (name, spec) in nodes {
         graph
             .add(shard, name, spec.clone())
             .await
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| {
+                let text = error.to_string();
+                // The engine speaks of nodes; here there is an option for it.
+                if args.image_opts {
+                    text
+                } else {
+                    text.replace("cache.direct=off", "--cache buffered")
+                }
+            })?;
         top.clone_from(name);
     }
     Ok(top)
