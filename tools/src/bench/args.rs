@@ -264,6 +264,12 @@ impl Args {
         self.queues = Some(self.queue_count());
     }
 
+    /// Whether the disk gets a content first: for a guest that checks what it
+    /// reads, and always if it was made for this run.
+    pub(crate) fn fills(&self) -> bool {
+        !self.no_guest || self.source.is_none()
+    }
+
     pub(crate) fn shard_count(&self) -> usize {
         self.shards
             .unwrap_or_else(|| available_cores().len().clamp(1, MAX_SHARDS))

@@ -111,7 +111,7 @@ impl Session {
         self.disks.begin();
         let guest = Guest::new(self.layout(source.size), &self.args);
         let mut report = self.empty_report(&graph, &source);
-        if !self.args.no_guest {
+        if self.args.fills() {
             report.fill = Some(self.fill(shard, &source, &guest).await?);
         }
         let recorded_from = if self.args.sync == SyncArg::Bitmap {
@@ -160,7 +160,7 @@ impl Session {
         let name = add_nodes(shard, graph, &self.disks.source.nodes, &self.args).await?;
         let access = Access {
             read: true,
-            write: !self.args.no_guest,
+            write: self.args.fills(),
             alone_writing: true,
         };
         let (user, attachment) = attach_patiently(shard, graph, &name, "the guest", access)
