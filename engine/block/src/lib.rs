@@ -11,7 +11,7 @@
 //! | 1 | [`port`] | the gate is open; one more request in flight |
 //! | 2 | [`path`] | down through the layers |
 //! | 3 | [`filter::copy_before_write`] | old data saved, readers of it gone |
-//! | 4 | [`format`] | where the bytes live |
+//! | 4 | [`mod@format`] | where the bytes live |
 //! | 5 | [`storage`] | alignment, unaligned edges |
 //! | 6 | [`protocol`] | short transfers, retries |
 //! | 7 | `ringback_ring` | one operation on the shard's ring |

@@ -3,7 +3,7 @@
 //! The device's alignment ends here. A request that is aligned goes straight
 //! down; any other is cut into a head, an aligned body and a tail, and head and
 //! tail are read, changed and written back under the rules of
-//! [`crate::in_flight`].
+//! `in_flight`.
 
 use std::ops::Range;
 

@@ -14,7 +14,7 @@
 //! | `task` | task slab, ready queue, wakers |
 //! | `op` | one operation in flight, and who owns its buffer |
 //! | `driver` | the two rings, `uring` and `sim`, behind one enum |
-//! | [`file`] | an open file or block device and what it can do |
+//! | [`mod@file`] | an open file or block device and what it can do |
 //! | [`lock`] | image locks which QEMU understands |
 //! | [`buffer`] | aligned, registered memory |
 //! | [`wait_queue`] | tasks that wait for each other, on one shard or on several |
