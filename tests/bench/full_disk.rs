@@ -17,7 +17,7 @@ fn to_a_small_file_system(scratch: &Scratch, options: &str) -> Report {
     let mount = Mount::tmpfs(scratch, SPACE);
     let target = mount.path().join("target.raw");
     blank(&target, DISK);
-    let bench = Bench::bare(scratch).with("--size 64M --baseline 1");
+    let bench = Bench::bare(scratch).with("--size 64M");
     let finished = bench.target(&target).with(options).run();
     finished.failed_with(1).saying(FULL);
     assert_eq!(names_in(&scratch.join("work")), [""; 0], "left behind");
@@ -61,7 +61,7 @@ fn copy_before_write_alone_breaks_the_snapshot_on_a_full_target() {
     let mount = Mount::tmpfs(&scratch, MIB);
     let target = mount.path().join("target.raw");
     blank(&target, DISK);
-    let bench = Bench::bare(&scratch).with("--size 64M --baseline 1 --sync none --duration 1");
+    let bench = Bench::bare(&scratch).with("--size 64M --sync none --duration 1");
     let finished = bench.target(&target).run();
     finished.failed_with(1);
     let report = Report::read(&scratch.join("report.json"));
@@ -78,6 +78,6 @@ fn a_full_scratch_directory() {
     let scratch = scratch();
     let mount = Mount::tmpfs(&scratch, SPACE);
     let inner = Scratch::new(mount.path().to_str().expect("a plain path"));
-    let bench = Bench::bare(&inner).with("--size 64M --baseline 1");
+    let bench = Bench::bare(&inner).with("--size 64M");
     bench.refused(FULL);
 }

@@ -1,4 +1,5 @@
-//! One run of `ringback bench`, small and quick unless it says otherwise.
+//! One run of `ringback bench`, small and quick unless it says
+//! otherwise: the guest works only while the backup runs.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,8 @@ pub(crate) struct Bench<'a> {
     /// Must outlive the run.
     _scratch: &'a Scratch,
     command: Command,
+    /// Seconds of guest load before the backup.
+    baseline: u64,
     /// Where the program makes its scratch directory.
     work: PathBuf,
     json: PathBuf,
@@ -35,21 +38,26 @@ impl<'a> Bench<'a> {
         Self {
             _scratch: scratch,
             command,
+            baseline: 0,
             work,
             json,
         }
     }
 
-    /// A disk of 32 MiB and a second of guest load.
+    /// A disk of 16 MiB.
     pub(crate) fn quick(scratch: &'a Scratch) -> Self {
-        Self::bare(scratch).with("--size 32M --baseline 1")
+        Self::bare(scratch).with("--size 16M")
     }
 
-    /// A given disk and a second of guest load.
+    /// A given disk.
     pub(crate) fn on(scratch: &'a Scratch, source: &Path) -> Self {
-        Self::bare(scratch)
-            .with("--baseline 1")
-            .path("--source", source)
+        Self::bare(scratch).path("--source", source)
+    }
+
+    /// So many seconds of guest load before the backup; else none.
+    pub(crate) fn baseline(mut self, seconds: u64) -> Self {
+        self.baseline = seconds;
+        self
     }
 
     /// More words, separated by spaces.
@@ -68,21 +76,29 @@ impl<'a> Bench<'a> {
         self.path("--target", target)
     }
 
+    fn complete(&mut self) -> &mut Command {
+        let seconds = self.baseline.to_string();
+        if self.command.get_args().any(|word| word == "--baseline") {
+            return &mut self.command;
+        }
+        self.command.arg("--baseline").arg(seconds)
+    }
+
     /// Starts it.
     pub(crate) fn start(mut self) -> Running {
-        Running::start(&mut self.command)
+        Running::start(self.complete())
     }
 
     /// Runs it to its end.
     #[track_caller]
     pub(crate) fn run(mut self) -> Finished {
-        run(&mut self.command)
+        run(self.complete())
     }
 
     /// Runs it; all must be well, and nothing left behind.
     #[track_caller]
     pub(crate) fn held(mut self) -> (Finished, Report) {
-        let finished = run(&mut self.command).succeeded();
+        let finished = run(self.complete()).succeeded();
         assert_eq!(names_in(&self.work), [""; 0], "left behind");
         let report = Report::read(&self.json);
         assert!(report.flag("/verification/held"));
@@ -99,7 +115,7 @@ impl<'a> Bench<'a> {
     /// Runs it; it must be refused with this text, and leave nothing behind.
     #[track_caller]
     pub(crate) fn refused(mut self, text: &str) -> Finished {
-        let finished = run(&mut self.command);
+        let finished = run(self.complete());
         assert!(
             matches!(finished.status.code(), Some(1 | 2)),
             "{finished:#?}"

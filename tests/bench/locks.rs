@@ -66,7 +66,7 @@ fn a_target_that_qemu_writes_is_refused() {
     let disk = scratch.join("disk.raw");
     blank(&disk, SIZE);
     let _daemon = exported(&scratch, &disk);
-    let bench = Bench::bare(&scratch).with("--size 16M --baseline 1");
+    let bench = Bench::bare(&scratch).with("--size 16M");
     bench
         .target(&disk)
         .refused("Failed to get")
@@ -75,7 +75,6 @@ fn a_target_that_qemu_writes_is_refused() {
 }
 
 #[test]
-
 fn a_locked_source_makes_no_target() {
     if !needs(&[Need::Program("qemu-storage-daemon")]) {
         return;
@@ -90,14 +89,50 @@ fn a_locked_source_makes_no_target() {
     assert!(!target.exists());
 }
 
+/// Nothing is known to be wrong with the source: it must not be filled first.
+#[test]
+fn a_locked_target_leaves_the_source_as_it_is() {
+    if !needs(&[Need::Program("qemu-storage-daemon")]) {
+        return;
+    }
+    let scratch = scratch();
+    let (source, target) = (scratch.join("source.raw"), scratch.join("target.raw"));
+    blank(&source, SIZE);
+    blank(&target, SIZE);
+    let _daemon = exported(&scratch, &target);
+    Bench::on(&scratch, &source)
+        .target(&target)
+        .refused("Failed to get");
+    assert_eq!(allocated(&source), 0, "written");
+}
+
+#[test]
+fn the_target_is_locked_from_the_beginning() {
+    if !needs(&[Need::Program("qemu-io")]) {
+        return;
+    }
+    let scratch = scratch();
+    let (source, target) = (scratch.join("source.raw"), scratch.join("target.raw"));
+    blank(&source, SIZE);
+    blank(&target, SIZE);
+    let bench = Bench::on(&scratch, &source).target(&target).baseline(2);
+    let running = bench.start();
+    wait_for("the first write", || allocated(&source) > 0);
+    let mut write = Command::new("qemu-io");
+    write.args(["-f", "raw", "-c", "write -P 85 0 64k"]);
+    run(write.arg(&target))
+        .failed_with(1)
+        .saying("Failed to get");
+    running.finish().succeeded();
+}
+
 /// A bench that has locked its disks and works on them for a while.
 fn working(scratch: &Scratch, source: &Path, target: &Path) -> Running {
     blank(source, SIZE);
     blank(target, SIZE);
     let bench = Bench::on(scratch, source).target(target);
-    let running = bench.with("--sync none --duration 2").start();
-    // It has locked both before it fills the first.
-    wait_for("the first write", || allocated(source) > 0);
+    let running = bench.with("--sync none --duration 5").start();
+    wait_for("the first save", || allocated(target) > 0);
     running
 }
 
@@ -144,7 +179,7 @@ fn two_benches_do_not_share_a_disk() {
         .refused("Failed to get")
         .saying("source.raw");
     Bench::bare(&other)
-        .with("--size 16M --baseline 0 --overwrite")
+        .with("--size 16M --overwrite")
         .target(&target)
         .refused("Failed to get")
         .saying("target.raw");

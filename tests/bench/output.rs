@@ -10,7 +10,7 @@ use ringback_tests::scratch::names_in;
 
 use crate::harness::{Bench, scratch};
 
-const SIZE: u64 = 32 << 20;
+const SIZE: u64 = 16 << 20;
 
 /// Where latencies are, and the field that counts them, if there is one.
 const LATENCIES: [(&str, Option<&str>); 7] = [
@@ -66,6 +66,7 @@ fn the_numbers_of_a_report_fit_each_other() {
     let scratch = scratch();
     let report = Bench::quick(&scratch)
         .with("--shards 2 --fleece-depth 2")
+        .baseline(1)
         .report();
     assert_eq!(report.count("/format"), 1);
     assert!(!report.text("/version").is_empty());
@@ -168,7 +169,7 @@ fn assert_verification(report: &Report) {
 fn the_same_seed_asks_the_same() {
     let fill = |seed: &str| {
         let scratch = scratch();
-        let bench = Bench::quick(&scratch).with("--fill 50 --baseline 0");
+        let bench = Bench::quick(&scratch).with("--fill 50");
         bench.path("--seed", seed).report().count("/fill/bytes")
     };
     assert_eq!(fill("7"), fill("7"));
@@ -178,7 +179,8 @@ fn the_same_seed_asks_the_same() {
 fn histograms_are_percentile_files() {
     let scratch = scratch();
     let directory = scratch.join("deep/histograms");
-    Bench::quick(&scratch).path("--hgrm", &directory).report();
+    let bench = Bench::quick(&scratch).path("--hgrm", &directory);
+    bench.baseline(1).report();
     let names = [
         "cbw-reader-wait.hgrm",
         "cbw-save-wait.hgrm",
@@ -238,9 +240,7 @@ fn assert_histogram(name: &str, text: &str) -> bool {
 fn an_old_report_is_overwritten() {
     let scratch = scratch();
     fs::write(scratch.join("report.json"), "x".repeat(100_000)).expect("a file");
-    Bench::bare(&scratch)
-        .with("--size 16M --baseline 0")
-        .report();
+    Bench::bare(&scratch).with("--size 16M").report();
 }
 
 fn to_standard_output() -> Command {
@@ -252,7 +252,6 @@ fn to_standard_output() -> Command {
 
 /// For `ringback bench --json - | jq`.
 #[test]
-
 fn json_on_standard_output_is_alone() {
     let finished = run(to_standard_output().args(["--json", "-"])).succeeded();
     let report = Report::parse(&finished.stdout);
@@ -260,7 +259,6 @@ fn json_on_standard_output_is_alone() {
 }
 
 #[test]
-
 fn a_full_standard_output_is_an_error() {
     let mut command = Command::new("sh");
     command.args(["-c", "exec \"$0\" \"$@\" > /dev/full"]);
@@ -271,7 +269,6 @@ fn a_full_standard_output_is_an_error() {
 }
 
 #[test]
-
 fn a_closed_pipe_is_no_panic() {
     let bench = to_standard_output();
     let mut command = Command::new("sh");
@@ -301,7 +298,6 @@ fn a_report_that_cannot_be_written() {
 
 /// Principle: what is wrong is refused before anything is written.
 #[test]
-
 fn a_report_that_cannot_be_written_is_refused_at_once() {
     let scratch = scratch();
     let target = scratch.join("target.raw");

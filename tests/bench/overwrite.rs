@@ -78,11 +78,7 @@ fn target_with_data(target: &Path, scratch: &ringback_tests::scratch::Scratch) {
     blank(target, SIZE);
     write_at(target, SIZE - 1, b"x");
     let before = content(target);
-    let bench = || {
-        Bench::bare(scratch)
-            .with("--size 16M --baseline 0")
-            .target(target)
-    };
+    let bench = || Bench::bare(scratch).with("--size 16M").target(target);
     bench().refused("--overwrite");
     assert!(content(target) == before, "changed");
     bench().with("--overwrite").report();
@@ -101,7 +97,7 @@ fn a_target_full_of_old_data() {
     let target = scratch.join("target.raw");
     blank(&target, SIZE);
     write_at(&target, 0, &noise(5, SIZE));
-    let bench = Bench::bare(&scratch).with("--size 16M --baseline 1 --fill 30");
+    let bench = Bench::bare(&scratch).with("--size 16M --fill 30");
     bench.with("--overwrite").target(&target).report();
 }
 

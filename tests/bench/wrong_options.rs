@@ -90,28 +90,25 @@ fn clusters() {
 }
 
 #[test]
-
 fn clusters_that_are_too_large() {
     refused(
-        "--baseline 1 --min-cluster-size 8G",
+        "--min-cluster-size 8G",
         "min-cluster-size too large: 8589934592 > 2147483648",
     );
 }
 
 #[test]
-
 fn chunks_that_are_smaller_than_a_cluster() {
     refused(
-        "--baseline 0 --max-chunk 4k",
+        "--max-chunk 4k",
         "Required max-chunk (4096) is less than backup cluster size (65536)",
     );
 }
 
 #[test]
-
 fn clusters_that_are_larger_than_the_default_chunk() {
     let scratch = scratch();
-    let bench = Bench::bare(&scratch).with("--size 32M --baseline 0");
+    let bench = Bench::bare(&scratch).with("--size 32M");
     bench.with("--min-cluster-size 2M").report();
 }
 

@@ -56,7 +56,7 @@ impl Drop for LoopDevice {
     }
 }
 
-/// A file system in memory, mounted in a scratch directory.
+/// A file system, mounted in a scratch directory.
 #[derive(Debug)]
 pub struct Mount<'a> {
     path: PathBuf,
@@ -71,7 +71,7 @@ impl<'a> Mount<'a> {
     ///
     /// It cannot be mounted. See [`crate::needs`].
     pub fn ramfs(scratch: &'a Scratch) -> Self {
-        Self::make(scratch, "ramfs", &[])
+        Self::make(scratch, "ramfs", Path::new("ramfs"), &[])
     }
 
     /// A tmpfs in which so many bytes fit.
@@ -80,13 +80,25 @@ impl<'a> Mount<'a> {
     ///
     /// It cannot be mounted. See [`crate::needs`].
     pub fn tmpfs(scratch: &'a Scratch, bytes: u64) -> Self {
-        Self::make(scratch, "tmpfs", &["-o", &format!("size={bytes}")])
+        let options = ["-o", &format!("size={bytes}")];
+        Self::make(scratch, "tmpfs", Path::new("tmpfs"), &options)
     }
 
-    fn make(scratch: &'a Scratch, kind: &str, options: &[&str]) -> Self {
+    /// A new ext4 on a device, mounted read-only: who overwrites it harms
+    /// nobody, while the kernel may never end writing back a mutilated one.
+    ///
+    /// # Panics
+    ///
+    /// It cannot be made or mounted. See [`crate::needs`].
+    pub fn ext4(scratch: &'a Scratch, device: &LoopDevice) -> Self {
+        run(Command::new("mkfs.ext4").arg("-q").arg(device.path())).succeeded();
+        Self::make(scratch, "ext4", device.path(), &["-o", "ro"])
+    }
+
+    fn make(scratch: &'a Scratch, kind: &str, what: &Path, options: &[&str]) -> Self {
         let path = scratch.directory(kind);
         let mut mount = Command::new("mount");
-        mount.args(["-t", kind]).args(options).arg(kind).arg(&path);
+        mount.args(["-t", kind]).args(options).arg(what).arg(&path);
         run(&mut mount).succeeded();
         Self {
             path,
