@@ -116,7 +116,6 @@ fn a_speed_limit_is_kept() {
 }
 
 #[test]
-#[ignore = "workers that find nothing to copy use up the rate: takes three times as long"]
 fn a_speed_limit_is_reached() {
     let scratch = scratch();
     let disk = scratch.join("disk.raw");

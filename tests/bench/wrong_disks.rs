@@ -237,7 +237,6 @@ fn the_source_as_target_by_another_device_file() {
 
 /// `mkfs` and others do not either, whatever they are told.
 #[test]
-#[ignore = "--overwrite overwrites mounted file systems"]
 fn a_mounted_device() {
     if !needs(&[Need::LoopDevices, Need::Program("mkfs.ext4")]) {
         return;
@@ -253,6 +252,22 @@ fn a_mounted_device() {
         .with("--overwrite")
         .refused("mounted");
     assert!(content(disk.path()) == before);
+}
+
+#[test]
+fn a_loop_device_and_the_file_behind_it() {
+    if !needs(&[Need::LoopDevices]) {
+        return;
+    }
+    let scratch = scratch();
+    let file = made(&scratch, "disk.raw", 16 * MIB);
+    let disk = LoopDevice::new(&file, 512);
+    for (source, target) in [(disk.path(), file.as_path()), (&file, disk.path())] {
+        Bench::on(&scratch, source)
+            .with("--overwrite")
+            .target(target)
+            .refused("the same disk");
+    }
 }
 
 #[test]

@@ -150,8 +150,8 @@ fn explain(error: &std::io::Error) -> String {
             or a seccomp filter hides it: allow io_uring_setup, io_uring_enter and \
             io_uring_register"
             .into(),
-        (Some(libc::ENOMEM), _) => "no memory for the ring; on kernels before 5.12 it counts \
-            against RLIMIT_MEMLOCK: raise `ulimit -l`"
+        (Some(libc::ENOMEM), _) => "no memory for the ring; without CAP_IPC_LOCK it may count \
+            against the limit on locked memory: raise `ulimit -l` (RLIMIT_MEMLOCK)"
             .into(),
         _ => error.to_string(),
     }

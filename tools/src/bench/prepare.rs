@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -139,11 +139,32 @@ fn check_given(name: &str, disk: &Disk, write: bool, args: &Args) -> Result<(), 
                 plain(&error)
             )
         })?;
+        if kind.is_block_device() {
+            check_unused(name, path)?;
+        }
         check_blank(name, disk, size, args)?;
     } else {
         File::open(path).map_err(|error| failed(name, path, &error))?;
     }
     Ok(())
+}
+
+/// A device that is mounted, or part of a RAID or a volume group, is somebody
+/// else's: no option makes it ours. For block devices O_EXCL asks just that.
+fn check_unused(name: &str, path: &Path) -> Result<(), String> {
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .custom_flags(nix::libc::O_EXCL);
+    match options.open(path) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => Err(format!(
+            "--{name} '{}' is in use: it is mounted, or part of another device",
+            path.display()
+        )),
+        // Whatever else is wrong is found, and named, elsewhere.
+        _ => Ok(()),
+    }
 }
 
 fn check_blank(name: &str, disk: &Disk, size: u64, args: &Args) -> Result<(), String> {
@@ -202,16 +223,26 @@ fn prepare_target(
     Ok(None)
 }
 
-/// The same file under another name, or the same device by another file.
+/// The same file under another name, the same device by another file, or a loop
+/// device and the file behind it.
 fn is_same(a: &Path, b: &Path) -> bool {
-    let identity = |path: &Path| {
-        let data = path.metadata().ok()?;
-        Some(match data.file_type().is_block_device() {
-            true => (0, data.rdev()),
-            false => (data.dev(), data.ino()),
-        })
-    };
     identity(a).is_some_and(|a| identity(b) == Some(a))
+}
+
+/// What tells a disk from every other: of a block device its number, of a file
+/// its file system and inode; a loop device is the file behind it.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let data = path.metadata().ok()?;
+    if !data.file_type().is_block_device() {
+        return Some((data.dev(), data.ino()));
+    }
+    let number = data.rdev();
+    let (major, minor) = (nix::sys::stat::major(number), nix::sys::stat::minor(number));
+    let behind = format!("/sys/dev/block/{major}:{minor}/loop/backing_file");
+    match std::fs::read_to_string(behind) {
+        Ok(file) => identity(Path::new(file.trim_end_matches('\n'))),
+        Err(_) => Some((0, number)),
+    }
 }
 
 fn scratch_directory(args: &Args) -> Result<TempDir, String> {

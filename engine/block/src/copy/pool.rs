@@ -82,6 +82,8 @@ pub(crate) struct Pool {
     chunk_clusters: u64,
     /// Stretches before this cluster have been handed out in this pass.
     cursor: AtomicU64,
+    /// Workers that have a stretch, or are about to take one.
+    reserved: AtomicU64,
     /// Bytes read and written, and bytes written as zeroes.
     data: AtomicU64,
     zero: AtomicU64,
@@ -111,6 +113,7 @@ impl Pool {
             rate,
             chunk_clusters,
             cursor: AtomicU64::new(0),
+            reserved: AtomicU64::new(0),
             data: AtomicU64::new(0),
             zero: AtomicU64::new(0),
         }
@@ -155,14 +158,19 @@ impl Pool {
     /// One worker.
     async fn work(&self, shard: &Shard, scout: &Scout) {
         while self.control.may_go_on(shard).await && self.filter.broken().is_none() {
-            let Some(stretch) = self.reserve() else {
-                if self.next_pass(shard).await {
-                    continue;
-                }
-                return;
+            // Counted before it is made, so that nobody takes the pass for over.
+            self.reserved.fetch_add(1, Ordering::SeqCst);
+            let stretch = self.reserve();
+            let result = match stretch {
+                Some(stretch) => self.copy_stretch(shard, scout, stretch).await,
+                None => Ok(()),
             };
-            if let Err(error) = self.copy_stretch(shard, scout, stretch).await {
+            self.reserved.fetch_sub(1, Ordering::SeqCst);
+            if let Err(error) = result {
                 self.control.handle_error(error);
+            }
+            if stretch.is_none() && !self.next_pass(shard).await {
+                return;
             }
         }
     }
@@ -192,10 +200,14 @@ impl Pool {
         if cells.next_untouched(0, cells.len()).is_none() {
             return false;
         }
-        // Only once for all workers: who finds it moved already goes on.
-        let _ = self
-            .cursor
-            .compare_exchange(end, 0, Ordering::Relaxed, Ordering::Relaxed);
+        // What is untouched may be somebody's stretch, who waits for the rate:
+        // handed out twice, it would be paid for twice.
+        if self.reserved.load(Ordering::SeqCst) == 0 {
+            // Only once for all workers: who finds it moved already goes on.
+            let _ = self
+                .cursor
+                .compare_exchange(end, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
         shard.sleep_ns(RETRY_NS).await;
         true
     }
