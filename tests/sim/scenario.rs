@@ -19,6 +19,7 @@ use ringback_block::filter::copy_before_write::{self, CopyBeforeWrite, OnCbwErro
 use ringback_block::graph::{Access, BitmapEnd, Graph, Insertion, NodeSpec, UserId};
 use ringback_block::job::backup::{self, Backup};
 use ringback_block::port::{Attachment, Port};
+use ringback_block::request::ZeroFlags;
 use ringback_block::span::Span;
 use ringback_ring::file::Cache;
 use ringback_ring::sim::{FileOptions, Random, Sim};
@@ -556,9 +557,11 @@ impl Guest {
                 self.written(span, result, &bytes);
             }
             6 => {
-                let result = port
-                    .write_zeroes(shard, span, self.random.below(2) == 0)
-                    .await;
+                let flags = ZeroFlags {
+                    may_unmap: self.random.below(2) == 0,
+                    no_fallback: false,
+                };
+                let result = port.write_zeroes(shard, span, flags).await;
                 self.written(span, result, &vec![0; len]);
             }
             7 => {

@@ -20,7 +20,9 @@
 #![forbid(unsafe_code)]
 
 pub mod bitmap;
+pub mod child;
 pub mod copy;
+pub mod event;
 pub mod extent;
 pub mod filter;
 pub mod format;
@@ -35,6 +37,7 @@ pub mod protocol;
 pub mod register;
 #[cfg(test)]
 mod register_tests;
+pub mod request;
 pub mod span;
 pub mod storage;
 pub mod sync;

@@ -18,12 +18,15 @@ use std::sync::Arc;
 use ringback_ring::{Buf, Errno, IoResult, Shard};
 
 use crate::bitmap::DirtyBitmap;
+use crate::event::Event;
 use crate::extent::Extent;
 use crate::filter::copy_before_write::CopyBeforeWrite;
 use crate::filter::snapshot_access::SnapshotAccess;
 use crate::format::Image;
 use crate::planted::{self, Fault};
+use crate::request::{Preallocation, ZeroFlags};
 use crate::span::Span;
+use crate::storage::Storage;
 
 /// One node's part of a path: what it does to changes, and which bitmaps record
 /// them.
@@ -33,14 +36,14 @@ pub struct Layer {
     pub copy_before_write: Option<Arc<CopyBeforeWrite>>,
     /// Bitmaps that record now.
     pub recorders: Vec<Arc<DirtyBitmap>>,
-    /// Where the path's first byte lies on this node.
-    pub offset: u64,
 }
 
 /// What holds the bytes.
 #[derive(Clone, Debug)]
 pub enum Base {
-    /// A format on a storage.
+    /// A protocol.
+    Storage(Arc<Storage>),
+    /// A format on a node below.
     Image(Arc<Image>),
     /// The point-in-time view of a copy-before-write filter.
     Snapshot(Arc<SnapshotAccess>),
@@ -65,8 +68,18 @@ impl Path {
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         match &self.base {
+            Base::Storage(storage) => storage.size(),
             Base::Image(image) => image.size(),
             Base::Snapshot(snapshot) => snapshot.size(),
+        }
+    }
+
+    /// Whether a write may end behind the end.
+    pub(crate) fn can_grow(&self) -> bool {
+        match &self.base {
+            Base::Storage(storage) => storage.can_grow(),
+            Base::Image(image) => image.can_grow(),
+            Base::Snapshot(_) => false,
         }
     }
 
@@ -76,6 +89,15 @@ impl Path {
             Err(Errno::EIO)
         } else {
             Ok(())
+        }
+    }
+
+    /// A node that cannot grow ends where it ends.
+    fn check_growing(&self, span: Span) -> IoResult<()> {
+        if self.can_grow() {
+            Ok(())
+        } else {
+            self.check(span).map_err(|_| Errno::ENOSPC)
         }
     }
 
@@ -99,6 +121,7 @@ impl Path {
             return (Ok(()), buf);
         }
         match &self.base {
+            Base::Storage(storage) => storage.read(shard, span, buf, window).await,
             Base::Image(image) => image.read(shard, span, buf, window).await,
             // Boxed: a snapshot reads through paths of its own.
             Base::Snapshot(snapshot) => Box::pin(snapshot.read(shard, span, buf, window)).await,
@@ -117,6 +140,33 @@ impl Path {
             offset,
             len: window.len() as u64,
         };
+        if let Err(errno) = self.check(span) {
+            return (Err(errno), buf);
+        }
+        self.write_within(shard, span, buf, window).await
+    }
+
+    /// As [`Path::write`], for a format above, which may make the node grow.
+    pub(crate) async fn write_growing(
+        &self,
+        shard: &Shard,
+        span: Span,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        match self.check_growing(span) {
+            Ok(()) => self.write_within(shard, span, buf, window).await,
+            Err(errno) => (Err(errno), buf),
+        }
+    }
+
+    async fn write_within(
+        &self,
+        shard: &Shard,
+        span: Span,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
         if let Err(errno) = self.before_change(shard, span).await {
             return (Err(errno), buf);
         }
@@ -124,6 +174,7 @@ impl Path {
             return (Ok(()), buf);
         }
         let (result, buf) = match &self.base {
+            Base::Storage(storage) => storage.write(shard, span, buf, window).await,
             Base::Image(image) => image.write(shard, span, buf, window).await,
             Base::Snapshot(_) => (Err(Errno::EOPNOTSUPP), buf),
         };
@@ -131,12 +182,28 @@ impl Path {
         (result, buf)
     }
 
-    /// Makes a range read as zeroes; with `may_unmap` the space may be given
-    /// back.
-    pub async fn write_zeroes(&self, shard: &Shard, span: Span, may_unmap: bool) -> IoResult<()> {
+    /// Makes a range read as zeroes.
+    pub async fn write_zeroes(&self, shard: &Shard, span: Span, flags: ZeroFlags) -> IoResult<()> {
+        self.check(span)?;
+        self.zero_within(shard, span, flags).await
+    }
+
+    /// As [`Path::write_zeroes`], for a format above.
+    pub(crate) async fn write_zeroes_growing(
+        &self,
+        shard: &Shard,
+        span: Span,
+        flags: ZeroFlags,
+    ) -> IoResult<()> {
+        self.check_growing(span)?;
+        self.zero_within(shard, span, flags).await
+    }
+
+    async fn zero_within(&self, shard: &Shard, span: Span, flags: ZeroFlags) -> IoResult<()> {
         self.before_change(shard, span).await?;
         let result = match &self.base {
-            Base::Image(image) => image.write_zeroes(shard, span, may_unmap).await,
+            Base::Storage(storage) => storage.write_zeroes(shard, span, flags).await,
+            Base::Image(image) => image.write_zeroes(shard, span, flags).await,
             Base::Snapshot(_) => Err(Errno::EOPNOTSUPP),
         };
         self.after_change(shard, span);
@@ -145,8 +212,10 @@ impl Path {
 
     /// A hint that the range's content is no longer needed.
     pub async fn discard(&self, shard: &Shard, span: Span) -> IoResult<()> {
+        self.check(span)?;
         self.before_change(shard, span).await?;
         let result = match &self.base {
+            Base::Storage(storage) => storage.discard(shard, span).await,
             Base::Image(image) => image.discard(shard, span).await,
             Base::Snapshot(snapshot) => Box::pin(snapshot.discard(shard, span)).await,
         };
@@ -157,6 +226,7 @@ impl Path {
     /// Makes every acknowledged write durable.
     pub async fn flush(&self, shard: &Shard) -> IoResult<()> {
         match &self.base {
+            Base::Storage(storage) => storage.flush(shard).await,
             Base::Image(image) => image.flush(shard).await,
             Base::Snapshot(_) => Ok(()),
         }
@@ -166,13 +236,31 @@ impl Path {
     pub async fn extent(&self, shard: &Shard, span: Span) -> IoResult<Extent> {
         self.check(span)?;
         match &self.base {
+            Base::Storage(storage) => storage.extent(shard, span).await,
             Base::Image(image) => image.extent(shard, span).await,
             Base::Snapshot(snapshot) => Box::pin(snapshot.extent(shard, span)).await,
         }
     }
 
+    /// Makes the disk exactly this long. Nothing else may be in flight.
+    pub(crate) async fn truncate(
+        &self,
+        shard: &Shard,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> IoResult<()> {
+        match &self.base {
+            Base::Storage(storage) => storage.truncate(shard, size, preallocation).await,
+            Base::Image(image) => image.truncate(shard, size, preallocation).await,
+            Base::Snapshot(_) => Err(Errno::EOPNOTSUPP),
+        }
+    }
+
+    /// A format directly above passes a point.
+    #[expect(clippy::unused_async, reason = "a listener may hold the request up")]
+    pub(crate) async fn event(&self, _shard: &Shard, _event: Event) {}
+
     async fn before_change(&self, shard: &Shard, span: Span) -> IoResult<()> {
-        self.check(span)?;
         for layer in self.layers.iter() {
             if let Some(filter) = &layer.copy_before_write {
                 filter.before_change(shard, span).await?;
@@ -196,7 +284,7 @@ impl Path {
     fn mark(&self, shard: &Shard, span: Span) {
         for layer in self.layers.iter() {
             for bitmap in &layer.recorders {
-                bitmap.mark(shard.index(), layer.offset + span.offset, span.len);
+                bitmap.mark(shard.index(), span.offset, span.len);
             }
         }
     }

@@ -17,6 +17,7 @@ use ringback_ring::{Buf, Errno, IoResult, LocalQueue, Shard, Shards};
 use crate::extent::Extent;
 use crate::metrics::{Class, Metrics};
 use crate::path::Path;
+use crate::request::ZeroFlags;
 use crate::span::Span;
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
@@ -243,9 +244,9 @@ impl Port {
     }
 
     /// Zeroes; see [`Path::write_zeroes`].
-    pub async fn write_zeroes(&self, shard: &Shard, span: Span, may_unmap: bool) -> IoResult<()> {
+    pub async fn write_zeroes(&self, shard: &Shard, span: Span, flags: ZeroFlags) -> IoResult<()> {
         let passage = self.enter(shard).await?;
-        passage.path.write_zeroes(shard, span, may_unmap).await
+        passage.path.write_zeroes(shard, span, flags).await
     }
 
     /// Discards; see [`Path::discard`].

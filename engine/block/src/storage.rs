@@ -7,11 +7,12 @@
 
 use std::ops::Range;
 
-use ringback_ring::{Buf, IoResult, Shard};
+use ringback_ring::{Buf, Errno, IoResult, Shard};
 
 use crate::extent::Extent;
 use crate::in_flight::InFlight;
 use crate::protocol::Protocol;
+use crate::request::{Preallocation, ZeroFlags};
 use crate::span::Span;
 use crate::units::in_memory;
 
@@ -48,6 +49,11 @@ impl Storage {
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         self.protocol.size()
+    }
+
+    /// Whether a write may end behind the end.
+    pub(crate) fn can_grow(&self) -> bool {
+        self.protocol.can_grow()
     }
 
     /// Whether the device takes this transfer as it is.
@@ -146,11 +152,13 @@ impl Storage {
         &self,
         shard: &Shard,
         span: Span,
-        may_unmap: bool,
+        flags: ZeroFlags,
     ) -> IoResult<()> {
         for part in head_body_tail(span, self.unit) {
             if part.is_aligned(self.unit) {
-                self.zero_aligned(shard, part, may_unmap).await?;
+                self.zero_aligned(shard, part, flags).await?;
+            } else if flags.no_fallback {
+                return Err(Errno::EOPNOTSUPP);
             } else {
                 self.write_widened(shard, part, |bytes| bytes.fill(0))
                     .await?;
@@ -159,18 +167,25 @@ impl Storage {
         Ok(())
     }
 
-    async fn zero_aligned(&self, shard: &Shard, span: Span, may_unmap: bool) -> IoResult<()> {
+    async fn zero_aligned(&self, shard: &Shard, span: Span, flags: ZeroFlags) -> IoResult<()> {
         let _turn = match self.unit {
             1 => None,
             _ => Some(self.in_flight.enter_shared(shard, span).await),
         };
         if self
             .protocol
-            .write_zeroes(shard, span.offset, span.len, may_unmap)
+            .write_zeroes(shard, span.offset, span.len, flags.may_unmap)
             .await?
         {
             return Ok(());
         }
+        if flags.no_fallback {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        self.write_zero_bytes(shard, span).await
+    }
+
+    async fn write_zero_bytes(&self, shard: &Shard, span: Span) -> IoResult<()> {
         let mut buf = shard.buffer_now(in_memory(span.len.min(ZERO_BUFFER)));
         buf.fill(0);
         for piece in span.pieces(ZERO_BUFFER) {
@@ -193,6 +208,36 @@ impl Storage {
             _ => Some(self.in_flight.enter_shared(shard, inner).await),
         };
         self.protocol.discard(shard, inner.offset, inner.len).await
+    }
+
+    /// A new length in bytes; what is added reads as zeroes.
+    pub(crate) async fn truncate(
+        &self,
+        shard: &Shard,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> IoResult<()> {
+        let old = self.size();
+        let added = Span::between(old.min(size), size);
+        match preallocation {
+            Preallocation::Metadata => return Err(Errno::EOPNOTSUPP),
+            Preallocation::Falloc if !added.is_empty() => {
+                self.protocol.allocate(shard, added).await?;
+            }
+            _ => {}
+        }
+        self.protocol.truncate(shard, size).await?;
+        if preallocation == Preallocation::Full {
+            for part in head_body_tail(added, self.unit) {
+                if part.is_aligned(self.unit) {
+                    self.write_zero_bytes(shard, part).await?;
+                } else {
+                    self.write_widened(shard, part, |bytes| bytes.fill(0))
+                        .await?;
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(crate) async fn flush(&self, shard: &Shard) -> IoResult<()> {

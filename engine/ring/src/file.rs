@@ -355,6 +355,29 @@ impl File {
         }
     }
 
+    /// Makes a regular file exactly this long; what is added reads as zeroes.
+    pub async fn truncate(&self, shard: &Shard, size: u64) -> IoResult<()> {
+        match &self.inner.backing {
+            Backing::Host(host) => {
+                let host = Arc::clone(host);
+                shard
+                    .blocking(move || {
+                        let size = i64::try_from(size).map_err(|_| Errno::EFBIG)?;
+                        nix::unistd::ftruncate(host.fd.as_fd(), size)
+                    })
+                    .await
+            }
+            Backing::Sim => {
+                let world = self
+                    .inner
+                    .set
+                    .world()
+                    .expect("simulated files live in a world");
+                world.truncate(self.inner.reference.slot, size)
+            }
+        }
+    }
+
     /// The size now, in bytes.
     pub async fn size(&self, shard: &Shard) -> IoResult<u64> {
         match &self.inner.backing {

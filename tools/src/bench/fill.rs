@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ringback_block::port::Attachment;
+use ringback_block::request::ZeroFlags;
 use ringback_block::span::Span;
 use ringback_ring::Shard;
 
@@ -94,7 +95,10 @@ impl Filler {
             } else if self.blank {
                 Ok(())
             } else {
-                self.disk.port(shard).write_zeroes(shard, piece, true).await
+                self.disk
+                    .port(shard)
+                    .write_zeroes(shard, piece, ZeroFlags::UNMAP)
+                    .await
             };
             result.map_err(|errno| {
                 format!(

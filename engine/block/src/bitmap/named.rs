@@ -223,15 +223,24 @@ impl NodeBitmaps {
         Ok(())
     }
 
+    /// Whether [`NodeBitmaps::resize`] would be let do its work.
+    ///
+    /// # Errors
+    ///
+    /// The first bitmap that is busy, read-only or inconsistent.
+    pub fn check_resizable(&self) -> Result<(), BitmapError> {
+        self.entries
+            .iter()
+            .try_for_each(|entry| entry.check(Use::Change))
+    }
+
     /// Fits all bitmaps to a new size of the node; what is added is clean.
     ///
     /// # Errors
     ///
-    /// The first bitmap that is busy, read-only or inconsistent; memory that is refused.
+    /// As [`NodeBitmaps::check_resizable`]; memory that is refused.
     pub fn resize(&mut self, size: u64) -> Result<(), BitmapError> {
-        self.entries
-            .iter()
-            .try_for_each(|entry| entry.check(Use::Change))?;
+        self.check_resizable()?;
         let resized: Vec<_> = self
             .entries
             .iter()

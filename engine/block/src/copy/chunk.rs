@@ -6,6 +6,7 @@ use ringback_ring::{Buf, Errno, IoResult, Shard};
 
 use crate::metrics::{Class, Metrics};
 use crate::path::Path;
+use crate::request::ZeroFlags;
 use crate::span::Span;
 use crate::units::in_memory;
 
@@ -75,7 +76,7 @@ pub(crate) async fn copy(
         metrics.record(Class::CopyRead, half - start);
         let written: IoResult<()>;
         if is_zero(&buf[window.clone()]) {
-            written = target.write_zeroes(shard, piece, true).await;
+            written = target.write_zeroes(shard, piece, ZeroFlags::UNMAP).await;
             copied.zero += piece.len;
         } else {
             (written, buf) = target.write(shard, piece.offset, buf, window).await;
@@ -99,7 +100,7 @@ pub(crate) async fn copy_zeroes(
 ) -> Result<Copied, CopyError> {
     let start = shard.now_ns();
     target
-        .write_zeroes(shard, bytes, true)
+        .write_zeroes(shard, bytes, ZeroFlags::UNMAP)
         .await
         .map_err(|errno| CopyError {
             side: Side::Target,

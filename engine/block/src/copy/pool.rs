@@ -362,10 +362,7 @@ impl Scout {
         let rest = Span::between(offset, filter.size());
         let answer = filter.source().extent(shard, rest).await;
         // A source that cannot tell holds data: that is never wrong.
-        let extent = answer.unwrap_or(Extent {
-            content: Content::Data,
-            len: rest.len,
-        });
+        let extent = answer.unwrap_or(Extent::here(Content::Data, rest.len));
         let known = (Span::new(offset, extent.len.min(rest.len)), extent.content);
         self.known.set(Some(known));
         self.asking.set(false);

@@ -141,10 +141,7 @@ impl SnapshotAccess {
                 reading.shrink(run.span);
                 self.filter.source().extent(shard, run.span).await?
             }
-            Side::Copy => Extent {
-                content: Content::Data,
-                len: run.span.len,
-            },
+            Side::Copy => Extent::here(Content::Data, run.span.len),
             Side::Gone => return Err(Errno::EACCES),
         };
         drop(reading);

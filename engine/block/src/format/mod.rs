@@ -1,57 +1,58 @@
-//! Formats: where a guest's bytes live in the storage below.
+//! Formats: where a guest's bytes live in the node below.
 //!
 //! A format does not move data. It says where a range lives and makes room for
-//! a write; [`Image`] moves the bytes, once, for all formats.
+//! a write; [`Image`] moves the bytes.
 
 mod raw;
 
 use std::ops::Range;
-use std::sync::Arc;
 
-use ringback_ring::{Buf, IoResult, Shard};
+use ringback_ring::{Buf, Errno, IoResult, Shard};
 
 pub use raw::{Raw, RawError};
 
+use crate::child::Child;
+use crate::event::Event;
 use crate::extent::Extent;
+use crate::request::{Preallocation, ZeroFlags};
 use crate::span::Span;
-use crate::storage::Storage;
 
 /// The formats that ringback has.
 #[derive(Debug)]
 pub enum Format {
-    /// The storage itself, or a window of it.
+    /// The node below itself, or a window of it.
     Raw(Raw),
 }
 
-/// A format and the storage it lives in: what a path ends with.
+/// A format and the node it lives in: what a path ends with.
 #[derive(Debug)]
 pub struct Image {
     format: Format,
-    storage: Arc<Storage>,
+    file: Child,
 }
 
 impl Image {
-    /// Puts a format on a storage.
-    pub fn new(format: Format, storage: Arc<Storage>) -> Self {
-        Self { format, storage }
+    /// Puts a format on a node.
+    pub fn new(format: Format, file: Child) -> Self {
+        Self { format, file }
     }
 
-    /// The storage below.
-    pub fn storage(&self) -> &Arc<Storage> {
-        &self.storage
+    /// The node below.
+    pub fn file(&self) -> &Child {
+        &self.file
     }
 
     /// Size in bytes, as a guest sees it.
     pub fn size(&self) -> u64 {
         match &self.format {
-            Format::Raw(raw) => raw.size(),
+            Format::Raw(raw) => raw.size(self.file.size()),
         }
     }
 
-    /// Where a guest's range lives. For raw, always in one piece.
-    fn place(&self, span: Span) -> Span {
+    /// Whether a write behind the end makes it longer.
+    pub(crate) fn can_grow(&self) -> bool {
         match &self.format {
-            Format::Raw(raw) => raw.place(span),
+            Format::Raw(raw) => raw.is_open_ended() && self.file.can_grow(),
         }
     }
 
@@ -62,9 +63,12 @@ impl Image {
         buf: Buf,
         window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
-        self.storage
-            .read(shard, self.place(span), buf, window)
-            .await
+        match &self.format {
+            Format::Raw(raw) => {
+                self.file.event(shard, Event::ReadAio).await;
+                self.file.read(shard, raw.place(span), buf, window).await
+            }
+        }
     }
 
     pub(crate) async fn write(
@@ -74,31 +78,55 @@ impl Image {
         buf: Buf,
         window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
-        self.storage
-            .write(shard, self.place(span), buf, window)
-            .await
+        match &self.format {
+            Format::Raw(raw) => {
+                self.file.event(shard, Event::WriteAio).await;
+                self.file.write(shard, raw.place(span), buf, window).await
+            }
+        }
     }
 
     pub(crate) async fn write_zeroes(
         &self,
         shard: &Shard,
         span: Span,
-        may_unmap: bool,
+        flags: ZeroFlags,
     ) -> IoResult<()> {
-        self.storage
-            .write_zeroes(shard, self.place(span), may_unmap)
-            .await
+        match &self.format {
+            Format::Raw(raw) => self.file.write_zeroes(shard, raw.place(span), flags).await,
+        }
     }
 
     pub(crate) async fn discard(&self, shard: &Shard, span: Span) -> IoResult<()> {
-        self.storage.discard(shard, self.place(span)).await
+        match &self.format {
+            Format::Raw(raw) => self.file.discard(shard, raw.place(span)).await,
+        }
     }
 
     pub(crate) async fn flush(&self, shard: &Shard) -> IoResult<()> {
-        self.storage.flush(shard).await
+        match &self.format {
+            Format::Raw(_) => self.file.flush(shard).await,
+        }
     }
 
     pub(crate) async fn extent(&self, shard: &Shard, span: Span) -> IoResult<Extent> {
-        self.storage.extent(shard, self.place(span)).await
+        match &self.format {
+            Format::Raw(raw) => self.file.extent(shard, raw.place(span)).await,
+        }
+    }
+
+    pub(crate) async fn truncate(
+        &self,
+        shard: &Shard,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> IoResult<()> {
+        match &self.format {
+            Format::Raw(raw) if raw.is_open_ended() => {
+                let size = size.checked_add(raw.offset()).ok_or(Errno::EFBIG)?;
+                self.file.truncate(shard, size, preallocation).await
+            }
+            Format::Raw(_) => Err(Errno::EOPNOTSUPP),
+        }
     }
 }

@@ -3,11 +3,12 @@
 use crate::span::Span;
 use crate::units::SECTOR;
 
-/// A window of the storage below.
+/// A window of the node below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Raw {
     offset: u64,
-    size: u64,
+    /// None: as far as the node goes, also when it grows.
+    size: Option<u64>,
 }
 
 /// Why a window does not fit. The texts are QEMU's.
@@ -57,21 +58,29 @@ impl Raw {
                 size,
                 containing,
             }),
-            Some(size) => Ok(Self { offset, size }),
-            // An offset inside a sector leaves part of one: it is not shown.
-            None => Ok(Self {
-                offset,
-                size: rest - rest % SECTOR,
-            }),
+            _ => Ok(Self { offset, size }),
         }
     }
 
-    pub(crate) fn size(&self) -> u64 {
-        self.size
+    /// Size in bytes above a node of `containing` bytes.
+    pub(crate) fn size(&self, containing: u64) -> u64 {
+        self.size.unwrap_or_else(|| {
+            let rest = containing.saturating_sub(self.offset);
+            // An offset inside a sector leaves part of one: it is not shown.
+            rest - rest % SECTOR
+        })
+    }
+
+    pub(crate) fn is_open_ended(&self) -> bool {
+        self.size.is_none()
+    }
+
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
     }
 
     pub(crate) fn place(&self, span: Span) -> Span {
-        debug_assert!(span.end() <= self.size);
+        debug_assert!(self.size.is_none_or(|size| span.end() <= size));
         Span::new(self.offset + span.offset, span.len)
     }
 }
@@ -83,10 +92,10 @@ mod tests {
     #[test]
     fn windows_must_lie_inside() {
         let raw = Raw::new(1024, None, 1 << 20).expect("fits");
-        assert_eq!(raw.size(), (1 << 20) - 1024);
+        assert_eq!(raw.size(1 << 20), (1 << 20) - 1024);
         assert_eq!(raw.place(Span::new(10, 20)), Span::new(1034, 20));
         assert_eq!(
-            Raw::new(1 << 20, None, 1 << 20).map(|raw| raw.size()),
+            Raw::new(1 << 20, None, 1 << 20).map(|raw| raw.size(1 << 20)),
             Ok(0)
         );
         assert_eq!(

@@ -1,5 +1,6 @@
 //! Why the graph refuses. Texts follow QEMU where it has one.
 
+use ringback_ring::Errno;
 use ringback_ring::file::OpenError;
 use ringback_ring::lock::LockError;
 
@@ -81,6 +82,14 @@ pub enum GraphError {
     /// Only a copy-before-write node has a snapshot.
     #[error("Node '{0}' is not a copy-before-write filter: it has no snapshot")]
     NoSnapshot(String),
+    /// The node could not be made longer or shorter.
+    #[error("Could not resize node '{node}': {}", .errno.desc())]
+    Resize {
+        /// Which node.
+        node: String,
+        /// What it answered.
+        errno: Errno,
+    },
     /// The node is part of something.
     #[error("Node {0} is in use")]
     InUse(String),

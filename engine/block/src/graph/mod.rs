@@ -28,12 +28,14 @@ use ringback_ring::file::{Cache, Geometry, OpenOptions};
 use ringback_ring::{File, Shard};
 
 use crate::bitmap::{BitmapError, DirtyBitmap, NodeBitmaps};
+use crate::child::Child;
 use crate::filter::copy_before_write::{self, CopyBeforeWrite};
 use crate::filter::snapshot_access::SnapshotAccess;
 use crate::format::{Format, Image, Raw};
 use crate::path::{Base, Layer, Path};
 use crate::port::Attachment;
 use crate::protocol::{FileProtocol, NullProtocol, Protocol};
+use crate::request::Preallocation;
 use crate::storage::Storage;
 pub use error::GraphError;
 pub use permissions::Access;
@@ -80,15 +82,14 @@ pub enum NodeSpec {
 
 enum Kind {
     /// Bytes live here.
-    Image {
-        image: Arc<Image>,
+    Protocol {
+        storage: Arc<Storage>,
         file: Option<File>,
         writable: bool,
     },
     Raw {
-        image: Arc<Image>,
+        raw: Raw,
         file: String,
-        offset: u64,
     },
     CopyBeforeWrite {
         filter: Arc<CopyBeforeWrite>,
@@ -211,7 +212,7 @@ impl Graph {
                 discard,
             } => {
                 let file = File::open(shard, OpenOptions { path, write, cache }).await?;
-                image_on(
+                protocol_on(
                     shard,
                     Protocol::File(FileProtocol::new(file.clone(), discard)),
                     Some(file),
@@ -223,7 +224,7 @@ impl Graph {
                 read_zeroes,
             } => {
                 let null = NullProtocol::new(size, latency_ns, read_zeroes);
-                image_on(shard, Protocol::Null(null), None)
+                protocol_on(shard, Protocol::Null(null), None)
             }
             NodeSpec::Raw { file, offset, size } => self.raw_on(file, offset, size)?,
             NodeSpec::SnapshotAccess { file } => match &self.node(&file)?.kind {
@@ -239,21 +240,32 @@ impl Graph {
     }
 
     fn insert(&mut self, shard: &Shard, name: &str, kind: Kind) {
-        let bitmaps = NodeBitmaps::new(size_of(&kind), shard.set().count());
+        let bitmaps = NodeBitmaps::new(self.size_of(&kind), shard.set().count());
         self.nodes.insert(name.into(), Node { kind, bitmaps });
     }
 
     fn raw_on(&self, file: String, offset: u64, size: Option<u64>) -> Result<Kind, GraphError> {
-        let Kind::Image { image, .. } = &self.node(&file)?.kind else {
-            return Err(GraphError::InUse(file));
-        };
-        let raw = Raw::new(offset, size, image.size())?;
-        let image = Arc::new(Image::new(Format::Raw(raw), Arc::clone(image.storage())));
-        Ok(Kind::Raw {
-            image,
-            file,
-            offset,
-        })
+        let raw = Raw::new(offset, size, self.size(&file)?)?;
+        Ok(Kind::Raw { raw, file })
+    }
+
+    /// A node as a format or a filter above uses it.
+    fn child(&self, name: &str) -> Result<Child, GraphError> {
+        match &self.node(name)?.kind {
+            Kind::Protocol { storage, .. } if self.node(name)?.bitmaps.recorders().is_empty() => {
+                Ok(Child::Storage(Arc::clone(storage)))
+            }
+            _ => Ok(Child::Path(Arc::new(self.path(name)?))),
+        }
+    }
+
+    fn size_of(&self, kind: &Kind) -> u64 {
+        match kind {
+            Kind::Protocol { storage, .. } => storage.size(),
+            Kind::Raw { raw, file } => raw.size(self.size(file).unwrap_or(0)),
+            Kind::CopyBeforeWrite { filter, .. } => filter.size(),
+            Kind::SnapshotAccess { snapshot, .. } => snapshot.size(),
+        }
     }
 
     /// Size of a node's disk in bytes.
@@ -262,13 +274,54 @@ impl Graph {
     ///
     /// [`GraphError::NotFound`].
     pub fn size(&self, name: &str) -> Result<u64, GraphError> {
-        Ok(size_of(&self.node(name)?.kind))
+        Ok(self.size_of(&self.node(name)?.kind))
+    }
+
+    /// Makes a node's disk exactly `size` bytes long, while nothing is in flight
+    /// above it.
+    ///
+    /// # Errors
+    ///
+    /// [`GraphError::Resize`] with what the node answered; its size is as it was
+    /// then. Nodes under a filter or with bitmaps keep their size.
+    pub async fn resize(
+        &mut self,
+        shard: &Shard,
+        name: &str,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> Result<(), GraphError> {
+        let path = self.path(name)?;
+        let stack: Vec<String> = self
+            .nodes
+            .keys()
+            .filter(|other| self.passes_through(name, other) || self.passes_through(other, name))
+            .cloned()
+            .collect();
+        for member in &stack {
+            if matches!(self.nodes[member].kind, Kind::CopyBeforeWrite { .. }) {
+                return Err(GraphError::InUse(member.clone()));
+            }
+            self.nodes[member].bitmaps.check_resizable()?;
+        }
+        let concerned = self.users_above(name);
+        self.drain(&concerned).await;
+        let result = path.truncate(shard, size, preallocation).await;
+        for member in &stack {
+            let size = self.size(member)?;
+            self.node_mut(member)?.bitmaps.resize(size)?;
+        }
+        self.resume(&concerned).await;
+        result.map_err(|errno| GraphError::Resize {
+            node: name.into(),
+            errno,
+        })
     }
 
     /// The file at the bottom of a node, if it is one.
     pub fn file(&self, name: &str) -> Option<&File> {
         match &self.nodes.get(name)?.kind {
-            Kind::Image { file, .. } => file.as_ref(),
+            Kind::Protocol { file, .. } => file.as_ref(),
             Kind::Raw { file, .. }
             | Kind::CopyBeforeWrite { file, .. }
             | Kind::SnapshotAccess { file, .. } => self.file(file),
@@ -386,15 +439,15 @@ impl Graph {
     /// Whether a node can be written at all.
     fn check_writable(&self, name: &str) -> Result<(), GraphError> {
         match &self.node(name)?.kind {
-            Kind::Image {
+            Kind::Protocol {
                 writable: false, ..
             }
             | Kind::SnapshotAccess { .. } => Err(GraphError::ReadOnly),
             // Its last, partial unit could only be written by growing it.
-            Kind::Image {
+            Kind::Protocol {
                 file: Some(file), ..
             } if !is_whole(file.geometry()) => Err(GraphError::Unaligned(name.into())),
-            Kind::Image { .. } => Ok(()),
+            Kind::Protocol { .. } => Ok(()),
             Kind::Raw { file, .. } | Kind::CopyBeforeWrite { file, .. } => {
                 self.check_writable(file)
             }
@@ -405,8 +458,6 @@ impl Graph {
     fn path(&self, name: &str) -> Result<Path, GraphError> {
         let mut layers = Vec::new();
         let mut at = name;
-        let mut base = None;
-        let mut offset = 0;
         loop {
             let node = self.node(at)?;
             let recorders = node.bitmaps.recorders();
@@ -417,21 +468,15 @@ impl Graph {
             layers.push(Layer {
                 copy_before_write: filter,
                 recorders,
-                offset,
             });
             at = match &node.kind {
-                Kind::Image { image, .. } => {
-                    let base = base.unwrap_or_else(|| Base::Image(Arc::clone(image)));
+                Kind::Protocol { storage, .. } => {
+                    let base = Base::Storage(Arc::clone(storage));
                     return Ok(Path::new(layers, base));
                 }
-                Kind::Raw {
-                    image,
-                    file,
-                    offset: start,
-                } => {
-                    offset += start;
-                    base = Some(Base::Image(Arc::clone(image)));
-                    file
+                Kind::Raw { raw, file } => {
+                    let image = Image::new(Format::Raw(*raw), self.child(file)?);
+                    return Ok(Path::new(layers, Base::Image(Arc::new(image))));
                 }
                 Kind::CopyBeforeWrite { file, .. } => file,
                 Kind::SnapshotAccess { snapshot, .. } => {
@@ -705,7 +750,7 @@ impl Graph {
     /// Every node with bytes: do its users agree, here and in other processes?
     fn check_permissions(&self) -> Result<(), GraphError> {
         for (name, node) in &self.nodes {
-            let Kind::Image { file, .. } = &node.kind else {
+            let Kind::Protocol { file, .. } = &node.kind else {
                 continue;
             };
             let mut claims = self.claims_on(name);
@@ -795,28 +840,17 @@ fn is_whole(geometry: &Geometry) -> bool {
         .is_multiple_of(geometry.request_alignment.into())
 }
 
-fn image_on(shard: &Shard, protocol: Protocol, file: Option<File>) -> Kind {
-    let (size, writable) = (protocol.size(), protocol.is_writable());
-    let storage = Arc::new(Storage::new(protocol, shard.set().count()));
-    let raw = Raw::new(0, None, size).expect("all of a file lies inside it");
-    Kind::Image {
-        image: Arc::new(Image::new(Format::Raw(raw), storage)),
+fn protocol_on(shard: &Shard, protocol: Protocol, file: Option<File>) -> Kind {
+    Kind::Protocol {
+        writable: protocol.is_writable(),
+        storage: Arc::new(Storage::new(protocol, shard.set().count())),
         file,
-        writable,
-    }
-}
-
-fn size_of(kind: &Kind) -> u64 {
-    match kind {
-        Kind::Image { image, .. } | Kind::Raw { image, .. } => image.size(),
-        Kind::CopyBeforeWrite { filter, .. } => filter.size(),
-        Kind::SnapshotAccess { snapshot, .. } => snapshot.size(),
     }
 }
 
 fn children(kind: &Kind) -> Vec<&str> {
     match kind {
-        Kind::Image { .. } => Vec::new(),
+        Kind::Protocol { .. } => Vec::new(),
         Kind::Raw { file, .. } | Kind::SnapshotAccess { file, .. } => vec![file],
         Kind::CopyBeforeWrite { file, target, .. } => vec![file, target],
     }

@@ -13,13 +13,14 @@
 //! again.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use ringback_ring::file::Kind;
 use ringback_ring::{Buf, Errno, File, IoResult, Shard};
 
 use crate::extent::{Content, Extent};
 use crate::planted::{self, Fault};
+use crate::span::Span;
 use crate::units::SECTOR;
 
 /// How often the kernel may say "try again" before it is taken as an error.
@@ -33,7 +34,8 @@ const TRANSFER_MAX: usize = 1 << 30;
 #[derive(Debug)]
 pub struct FileProtocol {
     file: File,
-    size: u64,
+    /// Bytes of the file now: writes behind its end make it grow.
+    end: AtomicU64,
     /// Discards are passed on (`discard=unmap`) or ignored.
     discard: bool,
     /// Writes since the last flush; a flush without any is free.
@@ -58,10 +60,10 @@ fn is_unsupported(errno: Errno) -> bool {
 impl FileProtocol {
     /// A disk of the file's size, rounded up to whole sectors.
     pub fn new(file: File, discard: bool) -> Self {
-        let size = file.geometry().size.next_multiple_of(SECTOR);
+        let end = AtomicU64::new(file.geometry().size);
         Self {
             file,
-            size,
+            end,
             discard,
             dirty: AtomicBool::new(false),
             syncs: AtomicU32::new(0),
@@ -79,7 +81,44 @@ impl FileProtocol {
     }
 
     pub(crate) fn size(&self) -> u64 {
-        self.size
+        self.end.load(Ordering::Acquire).next_multiple_of(SECTOR)
+    }
+
+    pub(crate) fn can_grow(&self) -> bool {
+        self.file.geometry().kind == Kind::Regular
+    }
+
+    /// Loads first, as [`Self::set_dirty`] does.
+    fn reach(&self, end: u64) {
+        if self.end.load(Ordering::Relaxed) < end {
+            self.end.fetch_max(end, Ordering::AcqRel);
+        }
+    }
+
+    /// A new length; a device keeps its own, and takes any up to it.
+    pub(crate) async fn truncate(&self, shard: &Shard, size: u64) -> IoResult<()> {
+        if !self.can_grow() {
+            return if size <= self.file.geometry().size {
+                Ok(())
+            } else {
+                Err(Errno::EINVAL)
+            };
+        }
+        self.set_dirty();
+        self.file.truncate(shard, size).await?;
+        self.end.store(size, Ordering::Release);
+        Ok(())
+    }
+
+    /// Reserves space in a regular file, which may make it longer.
+    pub(crate) async fn allocate(&self, shard: &Shard, span: Span) -> IoResult<()> {
+        self.set_dirty();
+        again(shard, async || {
+            self.file.allocate(shard, span.offset, span.len).await
+        })
+        .await?;
+        self.reach(span.end());
+        Ok(())
     }
 
     pub(crate) fn request_alignment(&self) -> u64 {
@@ -123,6 +162,7 @@ impl FileProtocol {
         mut buf: Buf,
         window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
+        let end = offset + window.len() as u64;
         let mut transfer = Transfer::new(self, offset, window);
         while let Some((at, piece)) = transfer.next() {
             let result;
@@ -132,6 +172,7 @@ impl FileProtocol {
             }
         }
         self.set_dirty();
+        self.reach(end);
         (Ok(()), buf)
     }
 
@@ -156,6 +197,7 @@ impl FileProtocol {
             || self.try_punch_and_allocate(shard, offset, len).await?;
         if done {
             self.set_dirty();
+            self.reach(offset + len);
         }
         Ok(done)
     }
@@ -173,7 +215,9 @@ impl FileProtocol {
 
     /// Punching never extends a file, so the range must lie inside.
     async fn try_punch(&self, shard: &Shard, offset: u64, len: u64) -> IoResult<bool> {
-        if self.cannot_punch.load(Ordering::Relaxed) || offset + len > self.file.geometry().size {
+        if self.cannot_punch.load(Ordering::Relaxed)
+            || offset + len > self.end.load(Ordering::Acquire)
+        {
             return Ok(false);
         }
         let result = again(shard, async || {
@@ -242,39 +286,26 @@ impl FileProtocol {
     }
 
     pub(crate) async fn extent(&self, shard: &Shard, offset: u64, len: u64) -> IoResult<Extent> {
-        let data = Extent {
-            content: Content::Data,
-            len,
-        };
+        let data = Extent::here(Content::Data, len);
         if self.file.geometry().kind == Kind::BlockDevice {
             return Ok(data);
         }
         match self.file.seek_data(shard, offset).await {
             // Nothing but holes up to the end of the file.
-            Err(Errno::ENXIO) => Ok(Extent {
-                content: Content::Zero,
-                len,
-            }),
+            Err(Errno::ENXIO) => Ok(Extent::here(Content::Zero, len)),
             // A file system that cannot tell: data is never wrong.
             Err(_) => Ok(data),
             Ok(start) if start > offset => {
                 // A sector that is zero only in part is data.
                 match (start & !(SECTOR - 1)).saturating_sub(offset) {
-                    0 => Ok(Extent {
-                        content: Content::Data,
-                        len: len.min(SECTOR),
-                    }),
-                    zeroes => Ok(Extent {
-                        content: Content::Zero,
-                        len: len.min(zeroes),
-                    }),
+                    0 => Ok(Extent::here(Content::Data, len.min(SECTOR))),
+                    zeroes => Ok(Extent::here(Content::Zero, len.min(zeroes))),
                 }
             }
             Ok(_) => match self.file.seek_hole(shard, offset).await {
-                Ok(end) if end > offset => Ok(Extent {
-                    content: Content::Data,
-                    len: self.up_to(offset, end, len),
-                }),
+                Ok(end) if end > offset => {
+                    Ok(Extent::here(Content::Data, self.up_to(offset, end, len)))
+                }
                 // The file shrank meanwhile, or the file system cannot tell.
                 _ => Ok(data),
             },

@@ -9,12 +9,13 @@ mod null;
 
 use std::ops::Range;
 
-use ringback_ring::{Buf, IoResult, Shard};
+use ringback_ring::{Buf, Errno, IoResult, Shard};
 
 pub use file::FileProtocol;
 pub use null::NullProtocol;
 
 use crate::extent::Extent;
+use crate::span::Span;
 
 /// The protocols that ringback has.
 #[derive(Debug)]
@@ -89,6 +90,30 @@ impl Protocol {
         match self {
             Self::File(file) => file.extent(shard, offset, len).await,
             Self::Null(null) => Ok(null.extent(len)),
+        }
+    }
+
+    /// Whether a write may end behind the end.
+    pub(crate) fn can_grow(&self) -> bool {
+        match self {
+            Self::File(file) => file.can_grow(),
+            Self::Null(_) => false,
+        }
+    }
+
+    /// A new length in bytes.
+    pub(crate) async fn truncate(&self, shard: &Shard, size: u64) -> IoResult<()> {
+        match self {
+            Self::File(file) => file.truncate(shard, size).await,
+            Self::Null(_) => Err(Errno::EOPNOTSUPP),
+        }
+    }
+
+    /// Reserves space, which may make it longer.
+    pub(crate) async fn allocate(&self, shard: &Shard, span: Span) -> IoResult<()> {
+        match self {
+            Self::File(file) => file.allocate(shard, span).await,
+            Self::Null(_) => Err(Errno::EOPNOTSUPP),
         }
     }
 

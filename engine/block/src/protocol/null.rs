@@ -58,6 +58,6 @@ impl NullProtocol {
         } else {
             Content::Data
         };
-        Extent { content, len }
+        Extent::here(content, len)
     }
 }

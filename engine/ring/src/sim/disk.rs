@@ -54,12 +54,19 @@ impl Default for FileOptions {
     }
 }
 
+/// What a change puts into its range.
+enum Change {
+    Data(Vec<u8>),
+    Zeroes,
+    /// The file ends at `offset` from here on.
+    End,
+}
+
 /// A change that a cache holds: not yet sure to survive.
 struct Unflushed {
     order: u64,
     offset: u64,
-    /// None: zeroes.
-    data: Option<Vec<u8>>,
+    change: Change,
     len: u64,
 }
 
@@ -148,7 +155,7 @@ impl Disk {
         self.extend_to(offset + data.len() as u64);
         self.live[at(offset)..at(offset) + data.len()].copy_from_slice(data);
         self.mark_allocated(offset, data.len() as u64, true);
-        self.remember(offset, data.len() as u64, Some(data.to_vec()));
+        self.remember(offset, data.len() as u64, Change::Data(data.to_vec()));
     }
 
     /// Zeroes; `keep` says whether the space stays allocated.
@@ -164,14 +171,25 @@ impl Disk {
         self.extend_to(end);
         self.live[at(offset)..at(end)].fill(0);
         self.mark_allocated(offset, end - offset, keep);
-        self.remember(offset, end - offset, None);
+        self.remember(offset, end - offset, Change::Zeroes);
     }
 
-    fn remember(&mut self, offset: u64, len: u64, data: Option<Vec<u8>>) {
+    /// A new end: behind it nothing is left, up to it zeroes are added.
+    pub(super) fn truncate(&mut self, size: u64) -> IoResult<()> {
+        if self.options.kind == Kind::BlockDevice {
+            return Err(Errno::EINVAL);
+        }
+        self.live.resize(at(size), 0);
+        self.allocated.resize(at(size.div_ceil(BLOCK)), false);
+        self.remember(size, 0, Change::End);
+        Ok(())
+    }
+
+    fn remember(&mut self, offset: u64, len: u64, change: Change) {
         self.cached.push_back(Unflushed {
             order: self.next_order,
             offset,
-            data,
+            change,
             len,
         });
         self.next_order += 1;
@@ -247,6 +265,9 @@ impl Disk {
 
 /// Puts a change into durable bytes, sector by sector as `keep` says.
 fn apply(durable: &mut Vec<u8>, change: &Unflushed, mut keep: impl FnMut(u64) -> bool) {
+    if matches!(change.change, Change::End) && keep(change.offset / SECTOR) {
+        durable.resize(at(change.offset), 0);
+    }
     let mut done = 0;
     while done < change.len {
         let offset = change.offset + done;
@@ -256,11 +277,11 @@ fn apply(durable: &mut Vec<u8>, change: &Unflushed, mut keep: impl FnMut(u64) ->
             if durable.len() < end {
                 durable.resize(end, 0);
             }
-            match &change.data {
-                Some(data) => {
+            match &change.change {
+                Change::Data(data) => {
                     durable[at(offset)..end].copy_from_slice(&data[at(done)..at(done + len)])
                 }
-                None => durable[at(offset)..end].fill(0),
+                Change::Zeroes | Change::End => durable[at(offset)..end].fill(0),
             }
         }
         done += len;

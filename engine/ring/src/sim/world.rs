@@ -138,6 +138,10 @@ impl World {
         self.state().disks[slot as usize].seek(offset, data)
     }
 
+    pub(crate) fn truncate(&self, slot: u32, size: u64) -> IoResult<()> {
+        self.state().disks[slot as usize].truncate(size)
+    }
+
     pub(crate) fn size(&self, slot: u32) -> u64 {
         self.state().disks[slot as usize].size()
     }

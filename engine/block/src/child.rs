@@ -1,0 +1,166 @@
+//! What a format or a filter does its I/O on: the node below.
+//!
+//! Most formats stand directly on a file; that is a plain call. Anything else
+//! below (a filter, bitmaps, another format) is a path of its own and costs one
+//! boxed future a request.
+
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use ringback_ring::{Buf, IoResult, Shard};
+
+use crate::event::Event;
+use crate::extent::{Content, Extent};
+use crate::path::Path;
+use crate::request::{Preallocation, ZeroFlags};
+use crate::span::Span;
+use crate::storage::Storage;
+use crate::units::in_memory;
+
+/// The type of a recursion must be written out.
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// The node below.
+///
+/// Reads behind its end bring zeroes; writes behind its end make it grow, if it
+/// can.
+#[derive(Clone, Debug)]
+pub enum Child {
+    /// A protocol, nothing in between.
+    Storage(Arc<Storage>),
+    /// Whatever else.
+    Path(Arc<Path>),
+}
+
+impl Child {
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::Storage(storage) => storage.size(),
+            Self::Path(path) => path.size(),
+        }
+    }
+
+    /// Whether a write may end behind the end.
+    pub(crate) fn can_grow(&self) -> bool {
+        match self {
+            Self::Storage(storage) => storage.can_grow(),
+            Self::Path(path) => path.can_grow(),
+        }
+    }
+
+    pub(crate) async fn read(
+        &self,
+        shard: &Shard,
+        span: Span,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        match self {
+            Self::Storage(storage) => storage.read(shard, span, buf, window).await,
+            Self::Path(path) => {
+                let inside = span.clip(&Span::new(0, path.size()));
+                let end = window.start + in_memory(inside.len);
+                let mut buf = buf;
+                buf[end..window.end].fill(0);
+                if inside.is_empty() {
+                    return (Ok(()), buf);
+                }
+                let read: Boxed<'_, _> =
+                    Box::pin(path.read(shard, span.offset, buf, window.start..end));
+                read.await
+            }
+        }
+    }
+
+    pub(crate) async fn write(
+        &self,
+        shard: &Shard,
+        span: Span,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        match self {
+            Self::Storage(storage) => storage.write(shard, span, buf, window).await,
+            Self::Path(path) => {
+                let write: Boxed<'_, _> = Box::pin(path.write_growing(shard, span, buf, window));
+                write.await
+            }
+        }
+    }
+
+    pub(crate) async fn write_zeroes(
+        &self,
+        shard: &Shard,
+        span: Span,
+        flags: ZeroFlags,
+    ) -> IoResult<()> {
+        match self {
+            Self::Storage(storage) => storage.write_zeroes(shard, span, flags).await,
+            Self::Path(path) => {
+                let zero: Boxed<'_, _> = Box::pin(path.write_zeroes_growing(shard, span, flags));
+                zero.await
+            }
+        }
+    }
+
+    pub(crate) async fn discard(&self, shard: &Shard, span: Span) -> IoResult<()> {
+        match self {
+            Self::Storage(storage) => storage.discard(shard, span).await,
+            Self::Path(path) => {
+                let inside = span.clip(&Span::new(0, path.size()));
+                let discard: Boxed<'_, _> = Box::pin(path.discard(shard, inside));
+                discard.await
+            }
+        }
+    }
+
+    pub(crate) async fn flush(&self, shard: &Shard) -> IoResult<()> {
+        match self {
+            Self::Storage(storage) => storage.flush(shard).await,
+            Self::Path(path) => {
+                let flush: Boxed<'_, _> = Box::pin(path.flush(shard));
+                flush.await
+            }
+        }
+    }
+
+    pub(crate) async fn truncate(
+        &self,
+        shard: &Shard,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> IoResult<()> {
+        match self {
+            Self::Storage(storage) => storage.truncate(shard, size, preallocation).await,
+            Self::Path(path) => {
+                let truncate: Boxed<'_, _> = Box::pin(path.truncate(shard, size, preallocation));
+                truncate.await
+            }
+        }
+    }
+
+    /// What is at the start of `span` (not empty); zeroes behind the end.
+    pub(crate) async fn extent(&self, shard: &Shard, span: Span) -> IoResult<Extent> {
+        let inside = span.clip(&Span::new(0, self.size()));
+        if inside.is_empty() {
+            return Ok(Extent::here(Content::Zero, span.len));
+        }
+        match self {
+            Self::Storage(storage) => storage.extent(shard, inside).await,
+            Self::Path(path) => {
+                let extent: Boxed<'_, _> = Box::pin(path.extent(shard, inside));
+                extent.await
+            }
+        }
+    }
+
+    /// A request passes a point; whoever listens below may hold it up.
+    pub(crate) async fn event(&self, shard: &Shard, event: Event) {
+        match self {
+            Self::Storage(_) => {}
+            Self::Path(path) => path.event(shard, event).await,
+        }
+    }
+}
