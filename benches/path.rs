@@ -36,6 +36,7 @@ async fn build(shard: &Shard, scene: Scene) -> (Graph, Attachment) {
         read: true,
         write: true,
         alone_writing: true,
+        resize: false,
     };
     let (_, disk) = graph
         .attach(shard, "disk", "guest", access)

@@ -214,6 +214,7 @@ impl Run {
             read: true,
             write: true,
             alone_writing: true,
+            resize: false,
         };
         let (_, disk) = graph
             .attach(shard, "source", "guest", access)
@@ -346,6 +347,7 @@ impl Run {
             read: true,
             write: false,
             alone_writing: false,
+            resize: false,
         };
         let (id, view) = graph
             .attach(shard, "snap", "fleecing", access)
@@ -429,7 +431,10 @@ impl Run {
     }
 
     async fn take_down(&self, shard: &Shard, graph: &mut Graph, succeeded: bool) {
-        graph.remove("snap").expect("nobody reads it any more");
+        graph
+            .remove(shard, "snap")
+            .await
+            .expect("nobody reads it any more");
         graph
             .remove_copy_before_write(shard, "cbw")
             .await

@@ -182,6 +182,25 @@ impl Path {
         (result, buf)
     }
 
+    /// Writes whole clusters in compressed form, where the format can.
+    pub async fn write_compressed(&self, shard: &Shard, offset: u64, bytes: &[u8]) -> IoResult<()> {
+        let span = Span {
+            offset,
+            len: bytes.len() as u64,
+        };
+        self.check(span)?;
+        self.before_change(shard, span).await?;
+        if span.is_empty() {
+            return Ok(());
+        }
+        let result = match &self.base {
+            Base::Image(image) => image.write_compressed(shard, span, bytes).await,
+            Base::Storage(_) | Base::Snapshot(_) => Err(Errno::EOPNOTSUPP),
+        };
+        self.after_change(shard, span);
+        result
+    }
+
     /// Makes a range read as zeroes.
     pub async fn write_zeroes(&self, shard: &Shard, span: Span, flags: ZeroFlags) -> IoResult<()> {
         self.check(span)?;

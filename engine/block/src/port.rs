@@ -243,6 +243,12 @@ impl Port {
         }
     }
 
+    /// Writes compressed; see [`Path::write_compressed`].
+    pub async fn write_compressed(&self, shard: &Shard, offset: u64, bytes: &[u8]) -> IoResult<()> {
+        let passage = self.enter(shard).await?;
+        passage.path.write_compressed(shard, offset, bytes).await
+    }
+
     /// Zeroes; see [`Path::write_zeroes`].
     pub async fn write_zeroes(&self, shard: &Shard, span: Span, flags: ZeroFlags) -> IoResult<()> {
         let passage = self.enter(shard).await?;

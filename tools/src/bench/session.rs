@@ -162,6 +162,7 @@ impl Session {
             read: true,
             write: self.args.fills(),
             alone_writing: true,
+            resize: false,
         };
         let (user, attachment) = attach_patiently(shard, graph, &name, "the guest", access)
             .await
@@ -200,6 +201,7 @@ impl Session {
             read: false,
             write: true,
             alone_writing: true,
+            resize: false,
         };
         let (reserved, _) = attach_patiently(shard, graph, &name, "the backup", access)
             .await
@@ -313,7 +315,8 @@ impl Session {
                 let summary = readers.stop().await;
                 graph.detach(id).await;
                 graph
-                    .remove("snapshot")
+                    .remove(shard, "snapshot")
+                    .await
                     .map_err(|error| error.to_string())?;
                 Some(summary)
             }
@@ -359,6 +362,7 @@ impl Session {
             read: true,
             write: false,
             alone_writing: false,
+            resize: false,
         };
         let (id, view) = graph
             .attach(shard, "snapshot", "the fleecing readers", access)
@@ -481,6 +485,7 @@ impl Session {
             read: true,
             write: false,
             alone_writing: true,
+            resize: false,
         };
         let (id, attachment) = graph
             .attach(shard, target, "the verification", access)

@@ -1,14 +1,17 @@
 //! Formats: where a guest's bytes live in the node below.
 //!
-//! A format does not move data. It says where a range lives and makes room for
-//! a write; [`Image`] moves the bytes.
+//! A format says where a range lives and makes room for a write; an [`Image`]
+//! is a format in use, above its file and, for some, a backing file.
 
+pub mod qcow2;
 mod raw;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use ringback_ring::{Buf, Errno, IoResult, Shard};
 
+use qcow2::Qcow2;
 pub use raw::{Raw, RawError};
 
 use crate::child::Child;
@@ -17,42 +20,39 @@ use crate::extent::Extent;
 use crate::request::{Preallocation, ZeroFlags};
 use crate::span::Span;
 
-/// The formats that ringback has.
+/// A format and the nodes it lives in: what a path ends with.
 #[derive(Debug)]
-pub enum Format {
+pub enum Image {
     /// The node below itself, or a window of it.
-    Raw(Raw),
-}
-
-/// A format and the node it lives in: what a path ends with.
-#[derive(Debug)]
-pub struct Image {
-    format: Format,
-    file: Child,
+    Raw {
+        /// The window.
+        raw: Raw,
+        /// The node below.
+        file: Child,
+    },
+    /// A qcow2 image.
+    Qcow2 {
+        /// The image, which knows its own file.
+        image: Arc<Qcow2>,
+        /// What shows through where the image holds nothing.
+        backing: Option<Child>,
+    },
 }
 
 impl Image {
-    /// Puts a format on a node.
-    pub fn new(format: Format, file: Child) -> Self {
-        Self { format, file }
-    }
-
-    /// The node below.
-    pub fn file(&self) -> &Child {
-        &self.file
-    }
-
     /// Size in bytes, as a guest sees it.
     pub fn size(&self) -> u64 {
-        match &self.format {
-            Format::Raw(raw) => raw.size(self.file.size()),
+        match self {
+            Self::Raw { raw, file } => raw.size(file.size()),
+            Self::Qcow2 { image, .. } => image.size(),
         }
     }
 
     /// Whether a write behind the end makes it longer.
     pub(crate) fn can_grow(&self) -> bool {
-        match &self.format {
-            Format::Raw(raw) => raw.is_open_ended() && self.file.can_grow(),
+        match self {
+            Self::Raw { raw, file } => raw.is_open_ended() && file.can_grow(),
+            Self::Qcow2 { .. } => false,
         }
     }
 
@@ -63,10 +63,13 @@ impl Image {
         buf: Buf,
         window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
-        match &self.format {
-            Format::Raw(raw) => {
-                self.file.event(shard, Event::ReadAio).await;
-                self.file.read(shard, raw.place(span), buf, window).await
+        match self {
+            Self::Raw { raw, file } => {
+                file.event(shard, Event::ReadAio).await;
+                file.read(shard, raw.place(span), buf, window).await
+            }
+            Self::Qcow2 { image, backing } => {
+                image.read(shard, backing.as_ref(), span, buf, window).await
             }
         }
     }
@@ -78,10 +81,15 @@ impl Image {
         buf: Buf,
         window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
-        match &self.format {
-            Format::Raw(raw) => {
-                self.file.event(shard, Event::WriteAio).await;
-                self.file.write(shard, raw.place(span), buf, window).await
+        match self {
+            Self::Raw { raw, file } => {
+                file.event(shard, Event::WriteAio).await;
+                file.write(shard, raw.place(span), buf, window).await
+            }
+            Self::Qcow2 { image, backing } => {
+                image
+                    .write(shard, backing.as_ref(), span, buf, window)
+                    .await
             }
         }
     }
@@ -92,26 +100,46 @@ impl Image {
         span: Span,
         flags: ZeroFlags,
     ) -> IoResult<()> {
-        match &self.format {
-            Format::Raw(raw) => self.file.write_zeroes(shard, raw.place(span), flags).await,
+        match self {
+            Self::Raw { raw, file } => file.write_zeroes(shard, raw.place(span), flags).await,
+            Self::Qcow2 { image, backing } => {
+                image
+                    .write_zeroes(shard, backing.as_ref(), span, flags)
+                    .await
+            }
+        }
+    }
+
+    pub(crate) async fn write_compressed(
+        &self,
+        shard: &Shard,
+        span: Span,
+        bytes: &[u8],
+    ) -> IoResult<()> {
+        match self {
+            Self::Raw { .. } => Err(Errno::EOPNOTSUPP),
+            Self::Qcow2 { image, .. } => image.write_compressed(shard, span, bytes).await,
         }
     }
 
     pub(crate) async fn discard(&self, shard: &Shard, span: Span) -> IoResult<()> {
-        match &self.format {
-            Format::Raw(raw) => self.file.discard(shard, raw.place(span)).await,
+        match self {
+            Self::Raw { raw, file } => file.discard(shard, raw.place(span)).await,
+            Self::Qcow2 { image, backing } => image.discard(shard, backing.as_ref(), span).await,
         }
     }
 
     pub(crate) async fn flush(&self, shard: &Shard) -> IoResult<()> {
-        match &self.format {
-            Format::Raw(_) => self.file.flush(shard).await,
+        match self {
+            Self::Raw { file, .. } => file.flush(shard).await,
+            Self::Qcow2 { image, .. } => image.flush(shard).await,
         }
     }
 
     pub(crate) async fn extent(&self, shard: &Shard, span: Span) -> IoResult<Extent> {
-        match &self.format {
-            Format::Raw(raw) => self.file.extent(shard, raw.place(span)).await,
+        match self {
+            Self::Raw { raw, file } => file.extent(shard, raw.place(span)).await,
+            Self::Qcow2 { image, backing } => image.extent(shard, backing.as_ref(), span).await,
         }
     }
 
@@ -121,12 +149,12 @@ impl Image {
         size: u64,
         preallocation: Preallocation,
     ) -> IoResult<()> {
-        match &self.format {
-            Format::Raw(raw) if raw.is_open_ended() => {
+        match self {
+            Self::Raw { raw, file } if raw.is_open_ended() => {
                 let size = size.checked_add(raw.offset()).ok_or(Errno::EFBIG)?;
-                self.file.truncate(shard, size, preallocation).await
+                file.truncate(shard, size, preallocation).await
             }
-            Format::Raw(_) => Err(Errno::EOPNOTSUPP),
+            Self::Raw { .. } | Self::Qcow2 { .. } => Err(Errno::EOPNOTSUPP),
         }
     }
 }

@@ -7,6 +7,7 @@ use ringback_ring::lock::LockError;
 use crate::bitmap::BitmapError;
 use crate::filter::copy_before_write::CbwError;
 use crate::format::RawError;
+use crate::format::qcow2::Qcow2Error;
 
 /// Why the graph refused.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -25,6 +26,9 @@ pub enum GraphError {
     /// The window does not fit.
     #[error(transparent)]
     Raw(#[from] RawError),
+    /// The image could not be opened.
+    #[error(transparent)]
+    Qcow2(#[from] Qcow2Error),
     /// The filter could not be made.
     #[error(transparent)]
     Filter(#[from] CbwError),
@@ -88,6 +92,14 @@ pub enum GraphError {
         /// Which node.
         node: String,
         /// What it answered.
+        errno: Errno,
+    },
+    /// An image could not be written when it was closed.
+    #[error("Could not write node '{node}' when it was closed: {}", .errno.desc())]
+    Close {
+        /// Which node.
+        node: String,
+        /// Why.
         errno: Errno,
     },
     /// The node is part of something.

@@ -31,7 +31,8 @@ use crate::bitmap::{BitmapError, DirtyBitmap, NodeBitmaps};
 use crate::child::Child;
 use crate::filter::copy_before_write::{self, CopyBeforeWrite};
 use crate::filter::snapshot_access::SnapshotAccess;
-use crate::format::{Format, Image, Raw};
+use crate::format::qcow2::{self, Qcow2};
+use crate::format::{Image, Raw};
 use crate::path::{Base, Layer, Path};
 use crate::port::Attachment;
 use crate::protocol::{FileProtocol, NullProtocol, Protocol};
@@ -39,7 +40,7 @@ use crate::request::Preallocation;
 use crate::storage::Storage;
 pub use error::GraphError;
 pub use permissions::Access;
-use permissions::{Claim, check_claims, lock};
+use permissions::{ChildClaim, Claim, check_claims, lock};
 
 /// How to make a node.
 #[derive(Clone, Debug)]
@@ -73,6 +74,19 @@ pub enum NodeSpec {
         /// How long it is; none: to the end.
         size: Option<u64>,
     },
+    /// A qcow2 image.
+    Qcow2 {
+        /// The node that holds it.
+        file: String,
+        /// The node that shows through, if any.
+        backing: Option<String>,
+        /// The node that holds guest data, if the image has one.
+        data_file: Option<String>,
+        /// How to open it; the node's name is filled in.
+        options: qcow2::OpenOptions,
+        /// Open it although another process writes to it.
+        force_share: bool,
+    },
     /// The point-in-time view of a copy-before-write node.
     SnapshotAccess {
         /// The filter.
@@ -91,6 +105,13 @@ enum Kind {
         raw: Raw,
         file: String,
     },
+    Qcow2 {
+        image: Arc<Qcow2>,
+        writable: bool,
+        file: String,
+        backing: Option<String>,
+        data_file: Option<String>,
+    },
     CopyBeforeWrite {
         filter: Arc<CopyBeforeWrite>,
         file: String,
@@ -105,6 +126,8 @@ enum Kind {
 struct Node {
     kind: Kind,
     bitmaps: NodeBitmaps,
+    /// What it does with its children by itself, whoever uses it.
+    claims: Vec<ChildClaim>,
 }
 
 struct User {
@@ -124,6 +147,8 @@ pub struct Graph {
     nodes: BTreeMap<String, Node>,
     users: BTreeMap<UserId, User>,
     next_user: u64,
+    /// Claims of a node that is being opened.
+    opening: Vec<ChildClaim>,
 }
 
 /// A copy-before-write filter to be put above a node under load.
@@ -227,6 +252,47 @@ impl Graph {
                 protocol_on(shard, Protocol::Null(null), None)
             }
             NodeSpec::Raw { file, offset, size } => self.raw_on(file, offset, size)?,
+            NodeSpec::Qcow2 {
+                file,
+                backing,
+                data_file,
+                options,
+                force_share,
+            } => {
+                let options = qcow2::OpenOptions {
+                    name: name.into(),
+                    ..options
+                };
+                let claims = self.format_claims(
+                    name,
+                    &file,
+                    &backing,
+                    &data_file,
+                    (options.write, force_share),
+                )?;
+                // Locks first: an image that somebody else writes must not be
+                // looked at.
+                self.opening = claims.clone();
+                let kind = match self.check_permissions() {
+                    Ok(()) => {
+                        self.qcow2_on(shard, file, backing, data_file, options)
+                            .await
+                    }
+                    Err(error) => Err(error),
+                };
+                self.opening.clear();
+                match kind {
+                    Ok(kind) => {
+                        self.insert(shard, name, kind);
+                        self.node_mut(name)?.claims = claims;
+                        return Ok(());
+                    }
+                    Err(error) => {
+                        self.relock();
+                        return Err(error);
+                    }
+                }
+            }
             NodeSpec::SnapshotAccess { file } => match &self.node(&file)?.kind {
                 Kind::CopyBeforeWrite { filter, .. } => {
                     let snapshot = Arc::new(SnapshotAccess::new(Arc::clone(filter)));
@@ -239,9 +305,75 @@ impl Graph {
         Ok(())
     }
 
+    /// What a qcow2 node does with the nodes below it.
+    fn format_claims(
+        &self,
+        name: &str,
+        file: &str,
+        backing: &Option<String>,
+        data_file: &Option<String>,
+        (write, force_share): (bool, bool),
+    ) -> Result<Vec<ChildClaim>, GraphError> {
+        let claim = |child: &str, role: &str, write: bool| ChildClaim {
+            child: child.into(),
+            label: format!("node '{name}' (uses it as '{role}' child)"),
+            access: Access {
+                read: true,
+                write,
+                alone_writing: !force_share,
+                resize: write,
+            },
+        };
+        let mut claims = vec![claim(file, "file", write)];
+        claims.extend(backing.iter().map(|child| claim(child, "backing", false)));
+        claims.extend(
+            data_file
+                .iter()
+                .map(|child| claim(child, "data-file", write)),
+        );
+        for claim in &claims {
+            self.node(&claim.child)?;
+            if claim.access.write {
+                match self.check_writable(&claim.child) {
+                    // Its last, partial unit is grown into.
+                    Ok(()) | Err(GraphError::Unaligned(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(claims)
+    }
+
+    async fn qcow2_on(
+        &self,
+        shard: &Shard,
+        file: String,
+        backing: Option<String>,
+        data_file: Option<String>,
+        options: qcow2::OpenOptions,
+    ) -> Result<Kind, GraphError> {
+        let data_child = match &data_file {
+            Some(data_file) => Some(self.child(data_file)?),
+            None => None,
+        };
+        let image = Qcow2::open(shard, self.child(&file)?, data_child, &options).await?;
+        Ok(Kind::Qcow2 {
+            image: Arc::new(image),
+            writable: options.write,
+            file,
+            backing,
+            data_file,
+        })
+    }
+
     fn insert(&mut self, shard: &Shard, name: &str, kind: Kind) {
         let bitmaps = NodeBitmaps::new(self.size_of(&kind), shard.set().count());
-        self.nodes.insert(name.into(), Node { kind, bitmaps });
+        let node = Node {
+            kind,
+            bitmaps,
+            claims: Vec::new(),
+        };
+        self.nodes.insert(name.into(), node);
     }
 
     fn raw_on(&self, file: String, offset: u64, size: Option<u64>) -> Result<Kind, GraphError> {
@@ -263,6 +395,7 @@ impl Graph {
         match kind {
             Kind::Protocol { storage, .. } => storage.size(),
             Kind::Raw { raw, file } => raw.size(self.size(file).unwrap_or(0)),
+            Kind::Qcow2 { image, .. } => image.size(),
             Kind::CopyBeforeWrite { filter, .. } => filter.size(),
             Kind::SnapshotAccess { snapshot, .. } => snapshot.size(),
         }
@@ -291,6 +424,9 @@ impl Graph {
         size: u64,
         preallocation: Preallocation,
     ) -> Result<(), GraphError> {
+        if self.is_under_format(name) {
+            return Err(GraphError::InUse(name.into()));
+        }
         let path = self.path(name)?;
         let stack: Vec<String> = self
             .nodes
@@ -323,17 +459,19 @@ impl Graph {
         match &self.nodes.get(name)?.kind {
             Kind::Protocol { file, .. } => file.as_ref(),
             Kind::Raw { file, .. }
+            | Kind::Qcow2 { file, .. }
             | Kind::CopyBeforeWrite { file, .. }
             | Kind::SnapshotAccess { file, .. } => self.file(file),
         }
     }
 
-    /// Removes a node that nothing uses.
+    /// Removes a node that nothing uses. An image is written and closed first.
     ///
     /// # Errors
     ///
-    /// [`GraphError::InUse`] or [`GraphError::NotFound`].
-    pub fn remove(&mut self, name: &str) -> Result<(), GraphError> {
+    /// [`GraphError::InUse`] or [`GraphError::NotFound`]; [`GraphError::Close`]
+    /// if an image could not be written, and then it is gone all the same.
+    pub async fn remove(&mut self, shard: &Shard, name: &str) -> Result<(), GraphError> {
         self.node(name)?;
         let is_child = self
             .nodes
@@ -347,8 +485,19 @@ impl Graph {
         if is_child || self.users.values().any(|user| user.node == name) {
             return Err(GraphError::InUse(name.into()));
         }
+        let closed = match &self.node(name)?.kind {
+            Kind::Qcow2 { image, .. } => {
+                let image = Arc::clone(image);
+                image.close(shard).await
+            }
+            _ => Ok(()),
+        };
         self.nodes.remove(name);
-        Ok(())
+        self.relock();
+        closed.map_err(|errno| GraphError::Close {
+            node: name.into(),
+            errno,
+        })
     }
 
     /// The bitmaps of a node, for queries and for what needs no drain.
@@ -375,8 +524,9 @@ impl Graph {
         let is_target = self.nodes.values().any(|node| {
             matches!(&node.kind, Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, name))
         });
-        if is_target {
-            // What a filter saves goes along a path made when it was put in.
+        if is_target || self.is_under_format(name) {
+            // What a filter saves, and what a format reads and writes, goes along
+            // a path made when it was put in.
             return Err(GraphError::InUse(name.into()));
         }
         let concerned = self.users_above(name);
@@ -442,12 +592,15 @@ impl Graph {
             Kind::Protocol {
                 writable: false, ..
             }
+            | Kind::Qcow2 {
+                writable: false, ..
+            }
             | Kind::SnapshotAccess { .. } => Err(GraphError::ReadOnly),
             // Its last, partial unit could only be written by growing it.
             Kind::Protocol {
                 file: Some(file), ..
             } if !is_whole(file.geometry()) => Err(GraphError::Unaligned(name.into())),
-            Kind::Protocol { .. } => Ok(()),
+            Kind::Protocol { .. } | Kind::Qcow2 { writable: true, .. } => Ok(()),
             Kind::Raw { file, .. } | Kind::CopyBeforeWrite { file, .. } => {
                 self.check_writable(file)
             }
@@ -475,7 +628,21 @@ impl Graph {
                     return Ok(Path::new(layers, base));
                 }
                 Kind::Raw { raw, file } => {
-                    let image = Image::new(Format::Raw(*raw), self.child(file)?);
+                    let image = Image::Raw {
+                        raw: *raw,
+                        file: self.child(file)?,
+                    };
+                    return Ok(Path::new(layers, Base::Image(Arc::new(image))));
+                }
+                Kind::Qcow2 { image, backing, .. } => {
+                    let backing = match backing {
+                        Some(backing) => Some(self.child(backing)?),
+                        None => None,
+                    };
+                    let image = Image::Qcow2 {
+                        image: Arc::clone(image),
+                        backing,
+                    };
                     return Ok(Path::new(layers, Base::Image(Arc::new(image))));
                 }
                 Kind::CopyBeforeWrite { file, .. } => file,
@@ -484,6 +651,12 @@ impl Graph {
                 }
             };
         }
+    }
+
+    /// Whether a format that was opened on it uses a node.
+    fn is_under_format(&self, name: &str) -> bool {
+        let mut claims = self.nodes.values().flat_map(|node| &node.claims);
+        claims.any(|claim| self.passes_through(&claim.child, name))
     }
 
     /// Users whose requests pass through a node.
@@ -606,12 +779,12 @@ impl Graph {
     fn check_insertion(&self, insertion: &Insertion<'_>) -> Result<(), GraphError> {
         let (file, target) = (insertion.file, insertion.target);
         self.check_new_name(insertion.node_name)?;
-        let windows = self
-            .nodes
-            .values()
-            .any(|node| matches!(&node.kind, Kind::Raw { file: below, .. } if below == file));
-        if windows {
-            // Whoever uses the window would not pass through the filter.
+        let formats = self.nodes.values().any(|node| {
+            matches!(node.kind, Kind::Raw { .. } | Kind::Qcow2 { .. })
+                && children(&node.kind).contains(&file)
+        });
+        if formats {
+            // Whoever uses the format would not pass through the filter.
             return Err(GraphError::InUse(file.into()));
         }
         let (source_size, target_size) = (self.size(file)?, self.size(target)?);
@@ -750,8 +923,10 @@ impl Graph {
     /// Every node with bytes: do its users agree, here and in other processes?
     fn check_permissions(&self) -> Result<(), GraphError> {
         for (name, node) in &self.nodes {
-            let Kind::Protocol { file, .. } = &node.kind else {
-                continue;
+            let file = match &node.kind {
+                Kind::Protocol { file, .. } => file.as_ref(),
+                Kind::Qcow2 { .. } => None,
+                _ => continue,
             };
             let mut claims = self.claims_on(name);
             check_claims(name, &claims)?;
@@ -788,12 +963,24 @@ impl Graph {
                             read: true,
                             write: true,
                             alone_writing: true,
+                            resize: false,
                         },
                     })
                 }
                 _ => None,
             });
-        used.chain(as_target).collect()
+        let by_formats = self
+            .nodes
+            .values()
+            .flat_map(|node| &node.claims)
+            .chain(&self.opening)
+            .filter(|claim| self.passes_through(&claim.child, bottom))
+            .map(|claim| Claim {
+                entry: claim.child.clone(),
+                name: claim.label.clone(),
+                access: claim.access,
+            });
+        used.chain(as_target).chain(by_formats).collect()
     }
 
     /// What filters do on the disk below them. Whoever writes there must come
@@ -822,6 +1009,7 @@ impl Graph {
                 read: true,
                 write: false,
                 alone_writing: true,
+                resize: false,
             };
             found.push(Claim {
                 entry: name.clone(),
@@ -852,6 +1040,16 @@ fn children(kind: &Kind) -> Vec<&str> {
     match kind {
         Kind::Protocol { .. } => Vec::new(),
         Kind::Raw { file, .. } | Kind::SnapshotAccess { file, .. } => vec![file],
+        Kind::Qcow2 {
+            file,
+            backing,
+            data_file,
+            ..
+        } => [Some(file), backing.as_ref(), data_file.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
+            .collect(),
         Kind::CopyBeforeWrite { file, target, .. } => vec![file, target],
     }
 }

@@ -14,6 +14,18 @@ pub struct Access {
     pub write: bool,
     /// Minds it if somebody else writes.
     pub alone_writing: bool,
+    /// May change the size.
+    pub resize: bool,
+}
+
+/// What a format does with a node below it, as long as it is open.
+#[derive(Clone, Debug)]
+pub(super) struct ChildClaim {
+    /// The node below.
+    pub(super) child: String,
+    /// For messages.
+    pub(super) label: String,
+    pub(super) access: Access,
 }
 
 /// What somebody does with the node at the bottom of a disk.
@@ -45,7 +57,7 @@ pub(super) fn check_claims(node: &str, claims: &[Claim]) -> Result<(), GraphErro
     Ok(())
 }
 
-/// The union of all claims, as other processes see it. Nobody resizes.
+/// The union of all claims, as other processes see it.
 pub(super) fn lock(file: &File, claims: &[Claim]) -> Result<(), GraphError> {
     let any = |what: fn(&Access) -> bool| claims.iter().any(|claim| what(&claim.access));
     let permissions = |wanted: &[(bool, Permission)]| {
@@ -59,10 +71,11 @@ pub(super) fn lock(file: &File, claims: &[Claim]) -> Result<(), GraphError> {
         held: permissions(&[
             (any(|access| access.read), Permission::ConsistentRead),
             (any(|access| access.write), Permission::Write),
+            (any(|access| access.resize), Permission::Resize),
         ]),
         unshared: permissions(&[
             (any(|access| access.alone_writing), Permission::Write),
-            (!claims.is_empty(), Permission::Resize),
+            (any(|access| access.alone_writing), Permission::Resize),
         ]),
     };
     file.lock(&locks).map_err(|error| GraphError::Lock {
