@@ -6,7 +6,7 @@ use super::allocator::Allocator;
 use super::entry::offset_of;
 use super::frame::{Frame, read_bytes};
 use super::geometry::Geometry;
-use super::header::{Header, HeaderError};
+use super::header::{Header, HeaderError, OpenMode, PEEK_BYTES};
 use super::image::{DataFile, DiscardRules, Parts, Qcow2};
 use super::reserved::{OverlapCheck, Reserved, Structure};
 use super::tables::Tables;
@@ -104,15 +104,19 @@ pub enum Qcow2Error {
 /// # Errors
 ///
 /// [`Qcow2Error`] if it cannot be read or is not in order.
-pub async fn read_header(shard: &Shard, file: &Child) -> Result<Header, Qcow2Error> {
-    let fixed = read_bytes(shard, file, Span::new(0, 112))
+pub async fn read_header(
+    shard: &Shard,
+    file: &Child,
+    mode: OpenMode,
+) -> Result<Header, Qcow2Error> {
+    let fixed = read_bytes(shard, file, Span::new(0, PEEK_BYTES))
         .await
         .map_err(Qcow2Error::ReadHeader)?;
-    let cluster_size = Header::cluster_size(&fixed)?;
+    let cluster_size = Header::peek_cluster_size(&fixed)?;
     let cluster = read_bytes(shard, file, Span::new(0, cluster_size))
         .await
         .map_err(Qcow2Error::ReadHeader)?;
-    Ok(Header::parse(&cluster)?)
+    Ok(Header::parse(&cluster, mode)?)
 }
 
 impl Qcow2 {
@@ -128,8 +132,12 @@ impl Qcow2 {
         data_file: Option<Child>,
         options: &OpenOptions,
     ) -> Result<Self, Qcow2Error> {
-        let header = read_header(shard, &file).await?;
-        header.check_open(options.write)?;
+        let mode = if options.write {
+            OpenMode::ReadWrite
+        } else {
+            OpenMode::ReadOnly
+        };
+        let header = read_header(shard, &file, mode).await?;
         let geometry = geometry(&header, options)?;
         let data_file = match (data_file, header.has_data_file()) {
             (Some(child), true) => Some(DataFile {
