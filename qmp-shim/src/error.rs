@@ -313,14 +313,6 @@ pub enum OptionError {
         /// Its value.
         value: u64,
     },
-    /// A number in a rule which the rule cannot have.
-    #[error("Value '{value}' is out of range for parameter '{name}'")]
-    RuleOutOfRange {
-        /// The key.
-        name: &'static str,
-        /// The number.
-        value: i64,
-    },
     /// A section of a config file that there is none of.
     #[error("There is no option group '{group}'")]
     NoSuchGroup {
@@ -473,6 +465,20 @@ pub enum OptionError {
         driver: String,
         /// The drivers there are, with commas.
         supported: String,
+    },
+    /// A type of object which ringback has not got.
+    #[error("Object type '{kind}' is not supported by ringback; there is only throttle-group")]
+    UnsupportedObject {
+        /// Name of the type.
+        kind: String,
+    },
+    /// A limit in both of its spellings.
+    #[error("Parameters 'limits.{key}' and '{property}' set the same limit; leave one of them out")]
+    LimitTwice {
+        /// One name.
+        key: &'static str,
+        /// The other one.
+        property: &'static str,
     },
     /// An option of QEMU's which ringback would not honour.
     #[error("Parameter '{path}' is not supported by ringback; leave it out")]
