@@ -269,14 +269,15 @@ impl CommonOptions {
     /// Fills in what is not given, from the parent for a node defined inside of one.
     #[must_use]
     pub fn settle(&self, parent: Option<&Settings>) -> Settings {
-        let inherited = match parent {
+        self.settle_above(&match parent {
             None => Settings::default(),
-            Some(parent) => Settings {
-                discard: Discard::Unmap,
-                detect_zeroes: DetectZeroes::Off,
-                ..*parent
-            },
-        };
+            Some(parent) => parent.for_child(),
+        })
+    }
+
+    /// Fills in what is not given with what is given to everybody.
+    #[must_use]
+    pub(crate) fn settle_above(&self, inherited: &Settings) -> Settings {
         Settings {
             read_only: self.read_only.unwrap_or(inherited.read_only),
             auto_read_only: self.auto_read_only.unwrap_or(inherited.auto_read_only),
@@ -316,13 +317,22 @@ fn read_discard(reader: &mut Reader<'_>) -> Result<Option<Discard>> {
 }
 
 impl Settings {
+    /// What a child has if its options say nothing.
+    fn for_child(&self) -> Self {
+        Self {
+            discard: Discard::Unmap,
+            detect_zeroes: DetectZeroes::Off,
+            ..*self
+        }
+    }
+
     /// What a backing file inherits: as any child, but it is not written to.
     #[must_use]
     pub fn for_backing(&self) -> Self {
         Self {
             read_only: true,
             auto_read_only: false,
-            ..*self
+            ..self.for_child()
         }
     }
 }
@@ -359,6 +369,17 @@ pub(crate) enum Driver {
 }
 
 impl Driver {
+    /// The driver's name.
+    pub(crate) fn name(self) -> &'static str {
+        let known = Self::WORDS.iter().find(|(_, driver)| *driver == self);
+        known.map_or("", |(name, _)| name)
+    }
+
+    /// Whether it is nothing without a `filename`.
+    pub(crate) fn needs_file_name(self) -> bool {
+        matches!(self, Self::File | Self::HostDevice)
+    }
+
     /// Whether a node of this driver stands at the bottom, or where one could.
     pub(crate) fn is_protocol(self) -> bool {
         match self {
@@ -459,7 +480,7 @@ impl BlockdevOptions {
     }
 
     /// `depth` counts the parents and bounds the recursion.
-    fn read_nested(mut reader: Reader<'_>, depth: usize) -> Result<Self> {
+    pub(crate) fn read_nested(mut reader: Reader<'_>, depth: usize) -> Result<Self> {
         if depth > MAX_NESTED {
             return Err(OptionError::NodesTooDeep { max: MAX_NESTED });
         }
@@ -624,7 +645,8 @@ impl BlockdevOptions {
         }
         match &qcow2.backing {
             Some(Backing::Child(Child::Options(backing))) => {
-                backing.check_node(Some(&settings.for_backing()))
+                let checked = backing.check_node(Some(&settings.for_backing()));
+                checked.map_err(|error| OptionError::Backing(Box::new(error)))
             }
             _ => Ok(()),
         }

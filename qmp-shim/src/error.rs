@@ -173,6 +173,14 @@ pub enum OptionError {
         /// The key, with its index.
         key: String,
     },
+    /// A plain value in the place of a rule.
+    #[error("[{section}] section (index {index}) does not consist of keys")]
+    SectionWithoutKeys {
+        /// Name of the rule's section.
+        section: &'static str,
+        /// Its index.
+        index: usize,
+    },
     /// A list with a hole.
     #[error("List indices are not contiguous, saw {seen} elements but {largest} largest index")]
     ListNotContiguous {
@@ -455,6 +463,20 @@ pub enum OptionError {
              and refer to them by node-name"
     )]
     NodesTooDeep {
+        /// The limit.
+        max: usize,
+    },
+    /// More options than any image needs.
+    #[error("There are more than {max} options; define the inner nodes on their own")]
+    TooManyOptions {
+        /// The limit.
+        max: usize,
+    },
+    /// A flat option with too long a name.
+    #[error("The option '{start}...' has a name of more than {max} bytes")]
+    OptionNameTooLong {
+        /// How the name begins.
+        start: String,
         /// The limit.
         max: usize,
     },

@@ -44,9 +44,12 @@ pub fn parse(text: &str) -> Result<Opts> {
             (word, value, after)
         } else {
             let (key, value) = short_form(word);
-            opts.warnings.push(format!(
-                "short-form boolean option '{word}' deprecated\nPlease use {key}={value} instead"
-            ));
+            if !matches!(word, "help" | "?") {
+                opts.warnings.push(format!(
+                    "short-form boolean option '{word}' deprecated\n\
+                     Please use {key}={value} instead"
+                ));
+            }
             (
                 key,
                 value.to_owned(),
@@ -107,6 +110,7 @@ mod tests {
             ("a=1,a=2,", json!({"a": "2"})),
             ("a.b.0=1,a.b=2", json!({"a.b.0": "1", "a.b": "2"})),
             ("=x", json!({"": "x"})),
+            ("help,?", json!({"help": "on", "?": "on"})),
             ("id=x,id=1", json!({"id": "x"})),
             ("a\u{e9} =", json!({"a\u{e9} ": ""})),
         ] {

@@ -26,6 +26,8 @@
 //! word is unknown, when a small integer is out of its range, and when an alternate has a
 //! wrong type (where an element of a list then has the name `null`). So do we.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use crate::error::{OptionError, Result};
@@ -149,7 +151,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn inside(members: &'a Map<String, Value>, leaves: Leaves, prefix: String) -> Self {
+    /// Reads an object whose members have a prefix in errors.
+    pub(crate) fn inside(members: &'a Map<String, Value>, leaves: Leaves, prefix: String) -> Self {
         Self {
             members,
             leaves,
@@ -195,9 +198,9 @@ impl<'a> Reader<'a> {
     fn take(&mut self, name: &'static str) -> Option<&'a Value> {
         self.known.push(name);
         if self.is_flat {
-            // A null says nothing in QEMU's older interface.
+            // Null, and lists and objects that are empty, say nothing in the older interface.
             let value = self.members.get(&format!("{}{name}", self.lookup));
-            return value.filter(|value| !value.is_null());
+            return value.filter(|value| value.is_string());
         }
         self.members.get(name)
     }
@@ -541,27 +544,48 @@ impl<'a> Reader<'a> {
         if !whole.has_members() {
             return Ok(None);
         }
-        let mut found = Vec::new();
-        loop {
-            let element = section(format!("{name}.{}.", found.len()));
-            if !element.has_members() {
-                break;
+        let mut indices = BTreeSet::new();
+        let mut stray = None;
+        for key in whole.inner_keys() {
+            let (index, is_inside) = match key.split_once('.') {
+                Some((index, _)) => (index, true),
+                None => (key, false),
+            };
+            match parse_index(index) {
+                Some(index) if is_inside => {
+                    indices.insert(index);
+                }
+                Some(index) => {
+                    return Err(OptionError::SectionWithoutKeys {
+                        section: name,
+                        index,
+                    });
+                }
+                None => stray = stray.or(Some(key)),
             }
-            found.push(element);
         }
-        if found.is_empty()
-            && !whole
-                .inner_keys()
-                .any(|key| key.starts_with(|c: char| c.is_ascii_digit()))
-        {
+        if indices.is_empty() {
             return Ok(Some(vec![whole]));
         }
-        let counted = |key: &&str| {
-            let index = key.split_once('.').map(|(index, _)| index);
-            index.is_some_and(|index| (0..found.len()).any(|known| index == known.to_string()))
+        let follows = indices
+            .iter()
+            .enumerate()
+            .take_while(|(at, index)| at == *index);
+        let count = follows.count();
+        let beyond = || {
+            whole.inner_keys().find(|key| {
+                let index = key
+                    .split_once('.')
+                    .and_then(|(index, _)| parse_index(index));
+                index.is_some_and(|index| index >= count)
+            })
         };
-        match whole.inner_keys().find(|key| !counted(key)) {
-            None => Ok(Some(found)),
+        match stray.or_else(beyond) {
+            None => Ok(Some(
+                (0..count)
+                    .map(|index| section(format!("{name}.{index}.")))
+                    .collect(),
+            )),
             Some(key) => Err(OptionError::UnusedOption {
                 section: name,
                 key: key.to_owned(),
@@ -788,6 +812,12 @@ impl<'a> Reader<'a> {
 const OPTS_SIZE: &str = "a non-negative number below 2^64\n\
     Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
     and exabytes, respectively.";
+
+/// An index of a list as QEMU writes it: without leading zeroes.
+fn parse_index(text: &str) -> Option<usize> {
+    let index = text.parse().ok()?;
+    (format!("{index}") == text).then_some(index)
+}
 
 fn is_decimal(text: &str) -> bool {
     let digits = skip_blanks(text).trim_start_matches(['+', '-']);

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::{BlockdevOptions, Child, Children, Role};
 use crate::error::{OptionError, Result};
-use crate::visit::{Reader, Word, words};
+use crate::visit::{Reader, words};
 
 pub mod config;
 
