@@ -355,8 +355,17 @@ impl Pending {
         self.no_backing = true;
     }
 
+    /// The options that every driver has. What nobody knows is for the driver's own reader to
+    /// refuse, which says whose it is.
     fn read_common(&self) -> Result<CommonOptions> {
-        CommonOptions::read(&mut Reader::flat(&self.options, Owner::Nobody))
+        let is_known = |key: &str| {
+            matches!(key, "cache.direct" | "cache.no-flush") || !key.starts_with("cache.")
+        };
+        let known = self.options.iter().filter(|(key, _)| is_known(key));
+        let known = known
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        CommonOptions::read(&mut Reader::flat(&known, Owner::Nobody))
     }
 
     /// The child `file` of a node that is no protocol, if there is one.

@@ -387,14 +387,7 @@ impl<'a> Reader<'a> {
         match parse_size(text) {
             Ok(size) => Ok(size),
             Err(SizeError::TooLarge { .. }) => Err(self.size_out_of_range(name, text)),
-            // A negative one is a number out of range, if it is a number at all.
-            Err(_)
-                if skip_blanks(text)
-                    .strip_prefix('-')
-                    .is_some_and(|rest| parse_size(rest).is_ok() && !rest.starts_with('+')) =>
-            {
-                Err(self.size_out_of_range(name, text))
-            }
+            Err(_) if is_negative_size(text) => Err(self.size_out_of_range(name, text)),
             Err(_) => Err(self.expects(name, OPTS_SIZE)),
         }
     }
@@ -812,6 +805,14 @@ impl<'a> Reader<'a> {
 const OPTS_SIZE: &str = "a non-negative number below 2^64\n\
     Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
     and exabytes, respectively.";
+
+/// A negative size is a size, but out of range.
+fn is_negative_size(text: &str) -> bool {
+    let rest = skip_blanks(text).strip_prefix('-');
+    rest.is_some_and(|rest| {
+        rest.starts_with(|c: char| c.is_ascii_digit() || c == '.') && parse_size(rest).is_ok()
+    })
+}
 
 /// An index of a list as QEMU writes it: without leading zeroes.
 fn parse_index(text: &str) -> Option<usize> {

@@ -16,6 +16,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+mod images;
+
+use images::smallest_qcow2;
 use ringback_qmp_shim::BlockdevOptions;
 
 const DAEMON: &str = "qemu-storage-daemon";
@@ -127,35 +130,8 @@ fn prepare_directory() -> PathBuf {
     std::fs::create_dir_all(&directory).expect("the build directory is writable");
     let file = std::fs::File::create(directory.join("a.img")).expect("ditto");
     file.set_len(1 << 20).expect("ditto");
-    std::fs::write(directory.join("q.qcow2"), smallest_qcow2()).expect("ditto");
+    std::fs::write(directory.join("q.qcow2"), smallest_qcow2("", "")).expect("ditto");
     directory
-}
-
-/// An image of version 3 with 64 KiB clusters and a disk of 1 MiB: header, refcount table,
-/// refcount block, L1 table.
-fn smallest_qcow2() -> Vec<u8> {
-    const CLUSTER: usize = 65536;
-    let mut image = vec![0; 4 * CLUSTER];
-    let header: [(usize, &[u8]); 10] = [
-        (0, b"QFI\xfb"),
-        (4, &3_u32.to_be_bytes()),
-        (20, &16_u32.to_be_bytes()),
-        (24, &(1_u64 << 20).to_be_bytes()),
-        (36, &1_u32.to_be_bytes()),
-        (40, &(3 * 65536_u64).to_be_bytes()),
-        (48, &65536_u64.to_be_bytes()),
-        (56, &1_u32.to_be_bytes()),
-        (96, &4_u32.to_be_bytes()),
-        (100, &104_u32.to_be_bytes()),
-    ];
-    for (at, bytes) in header {
-        image[at..at + bytes.len()].copy_from_slice(bytes);
-    }
-    image[CLUSTER..CLUSTER + 8].copy_from_slice(&(2 * 65536_u64).to_be_bytes());
-    for cluster in 0..4 {
-        image[2 * CLUSTER + 2 * cluster + 1] = 1;
-    }
-    image
 }
 
 fn ask_daemon(directory: &Path, text: &str) -> Answer {
