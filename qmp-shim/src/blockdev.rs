@@ -13,8 +13,13 @@
 //! | `null-co` | `size`, `latency-ns`, `read-zeroes` |
 //! | `copy-before-write` | `file`, `target`, `bitmap.node`, `bitmap.name`, `on-cbw-error` (break-guest-write, break-snapshot), `cbw-timeout`, `min-cluster-size` |
 //! | `snapshot-access` | `file` |
+//! | `qcow2` | see [`qcow2`] |
+//! | `blkdebug` | see [`blkdebug`] |
+//! | `throttle` | `throttle-group`, `file` |
+//! | `copy-on-read` | `file`, `bottom` |
 //!
-//! `file` and `target` are [`Child`]ren: the name of a node, or the options of a new one.
+//! `file`, `target`, `image`, `data-file` and `backing` are [`Child`]ren: the name of a node,
+//! or the options of a new one.
 //!
 //! QEMU's `pr-manager`, `aio-max-batch`, `drop-cache` and `x-check-cache-dropped` of files,
 //! and its other drivers, are known by name and refused by name.
@@ -31,14 +36,38 @@
 //! [`CommonOptions::settle`] fills in what is not given. A child defined inside its parent
 //! takes `read-only`, `auto-read-only`, `force-share` and both `cache` settings from it,
 //! and its `discard` is `unmap`: its parent has decided which discards reach it. A child
-//! referred to by name has settings of its own and inherits nothing.
+//! referred to by name has settings of its own and inherits nothing. A backing file is
+//! read-only unless it says otherwise.
+//!
+//! # Two ways of opening
+//!
+//! The structures here are also what [`crate::open`] gives. There a child may be something
+//! whose format is yet to be found, so whatever has children is generic over them.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::error::{OptionError, Result};
 use crate::keyval;
 use crate::visit::{Alternate, Leaves, Reader, Word, words};
+
+pub mod blkdebug;
+mod copy_before_write;
+mod file;
+mod filters;
+mod null;
+pub mod qcow2;
+mod raw;
+
+pub use blkdebug::BlkdebugOptions;
+pub use copy_before_write::{
+    BitmapRef, CbwOptions, MAX_CLUSTER, OnCbwError, SnapshotAccessOptions,
+};
+pub use file::{Aio, FileOptions, Locking};
+pub use filters::{CopyOnReadOptions, ThrottleOptions};
+pub use null::NullOptions;
+pub use qcow2::Qcow2Options;
+pub use raw::RawOptions;
 
 /// How deep nodes may be defined inside each other. References to nodes know no depth.
 pub const MAX_NESTED: usize = 64;
@@ -46,9 +75,6 @@ pub const MAX_NESTED: usize = 64;
 pub const MAX_NODE_NAME: usize = 31;
 /// Largest disk: QEMU keeps the last GiB below 2^63 free.
 pub const MAX_DISK: u64 = (i64::MAX as u64) & !((1 << 30) - 1);
-/// Largest `min-cluster-size`: clusters are counted in 32 bits inside of QEMU, which dies
-/// of a larger one.
-pub const MAX_CLUSTER: u64 = 1 << 31;
 
 /// A node to be opened, with those below that are defined in the same breath.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -128,150 +154,93 @@ words! {
     }
 }
 
-words! {
-    /// Whether a file is locked against other processes.
-    pub enum Locking {
-        /// Where the host can do it well.
-        Auto = "auto",
-        /// Always.
-        On = "on",
-        /// Never.
-        Off = "off",
-    }
-}
-
-words! {
-    /// By which of QEMU's ways a file is read and written.
-    pub enum Aio {
-        /// A pool of threads.
-        Threads = "threads",
-        /// Linux AIO; needs `cache.direct`.
-        Native = "native",
-        /// `io_uring`.
-        IoUring = "io_uring",
-    }
-}
-
-words! {
-    /// Who pays when old data cannot be saved.
-    pub enum OnCbwError {
-        /// The guest's write fails.
-        BreakGuestWrite = "break-guest-write",
-        /// The snapshot is lost.
-        BreakSnapshot = "break-snapshot",
-    }
-}
-
-/// A driver with its own options.
+/// A driver with its own options. `N` is what a child defined inside is.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "driver", rename_all = "kebab-case")]
-pub enum DriverOptions {
+pub enum DriverOptions<N = BlockdevOptions> {
     /// A regular file.
     File(FileOptions),
     /// A block or character device of the host.
     #[serde(rename = "host_device")]
     HostDevice(FileOptions),
     /// Another node's bytes, or a window onto them.
-    Raw(RawOptions),
+    Raw(RawOptions<N>),
     /// A disk that forgets.
     NullCo(NullOptions),
     /// A filter that saves old data before it is overwritten.
-    CopyBeforeWrite(CbwOptions),
+    CopyBeforeWrite(CbwOptions<N>),
     /// A reader's view of such a filter's snapshot.
-    SnapshotAccess(SnapshotAccessOptions),
-}
-
-/// Options of `file` and `host_device`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct FileOptions {
-    /// The path, taken as it is: no prefix has a meaning.
-    pub filename: String,
-    /// Locks against other processes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub locking: Option<Locking>,
-    /// The way of reading and writing.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub aio: Option<Aio>,
-}
-
-/// Options of `raw`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct RawOptions {
-    /// Where the bytes are.
-    pub file: Child,
-    /// Where the window begins; any byte, at most 2^63 - 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub offset: Option<u64>,
-    /// How long the window is; whole sectors, at most 2^63 - 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub size: Option<u64>,
-}
-
-/// Options of `null-co`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct NullOptions {
-    /// Length of the disk in bytes, at most [`MAX_DISK`]. 1 GiB when not given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub size: Option<u64>,
-    /// How long a request takes, below 2^63. 0 when not given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub latency_ns: Option<u64>,
-    /// Whether a read fills its buffer.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub read_zeroes: Option<bool>,
-}
-
-/// Options of `copy-before-write`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct CbwOptions {
-    /// The disk that is written to.
-    pub file: Child,
-    /// Where old data goes.
-    pub target: Child,
-    /// Which clusters belong to the snapshot; all of them when not given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub bitmap: Option<BitmapRef>,
-    /// What happens when old data cannot be saved.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub on_cbw_error: Option<OnCbwError>,
-    /// After how many seconds saving counts as failed; 0 or not given: never.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cbw_timeout: Option<u32>,
-    /// The least size of a cluster: 0 or a power of two up to [`MAX_CLUSTER`].
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub min_cluster_size: Option<u64>,
-}
-
-/// A dirty bitmap by node and name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct BitmapRef {
-    /// The node that it is on.
-    pub node: String,
-    /// Its name.
-    pub name: String,
-}
-
-/// Options of `snapshot-access`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct SnapshotAccessOptions {
-    /// The filter whose snapshot is read.
-    pub file: Child,
+    SnapshotAccess(SnapshotAccessOptions<N>),
+    /// An image in QEMU's own format.
+    Qcow2(Box<Qcow2Options<N>>),
+    /// A filter that makes things fail.
+    Blkdebug(Box<BlkdebugOptions<N>>),
+    /// A filter that holds requests back.
+    Throttle(ThrottleOptions<N>),
+    /// A filter that copies what is read from a backing file.
+    CopyOnRead(CopyOnReadOptions<N>),
 }
 
 /// A node below another.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
-pub enum Child {
+pub enum Child<N = BlockdevOptions> {
     /// One that exists, by its name. Whether it does is the engine's to find out.
     Node(String),
     /// One to be opened along with its parent.
-    Options(Box<BlockdevOptions>),
+    Options(Box<N>),
+}
+
+/// The backing file of an image, where the options say something about it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Backing<N = BlockdevOptions> {
+    /// None, whatever the image says.
+    None,
+    /// This one, whatever the image says.
+    Child(Child<N>),
+}
+
+impl<N: Serialize> Serialize for Backing<N> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            Self::None => serializer.serialize_unit(),
+            Self::Child(child) => child.serialize(serializer),
+        }
+    }
+}
+
+/// What a child is to its parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Where a format or filter has its bytes.
+    Storage,
+    /// Another disk that a filter works with.
+    Data,
+}
+
+/// How children are read. The two ways of opening differ in little else.
+pub(crate) trait Children {
+    /// What a child defined inside is.
+    type Node;
+
+    /// A child, if there is one.
+    fn optional(
+        &mut self,
+        reader: &mut Reader<'_>,
+        name: &'static str,
+        role: Role,
+    ) -> Result<Option<Child<Self::Node>>>;
+
+    /// A child that must be there.
+    fn required(
+        &mut self,
+        reader: &mut Reader<'_>,
+        name: &'static str,
+        role: Role,
+    ) -> Result<Child<Self::Node>>;
+
+    /// What the options say about a backing file.
+    fn backing(&mut self, reader: &mut Reader<'_>) -> Result<Option<Backing<Self::Node>>>;
 }
 
 /// What a node's common options amount to, inheritance included.
@@ -300,14 +269,15 @@ impl CommonOptions {
     /// Fills in what is not given, from the parent for a node defined inside of one.
     #[must_use]
     pub fn settle(&self, parent: Option<&Settings>) -> Settings {
-        let inherited = match parent {
+        self.settle_above(&match parent {
             None => Settings::default(),
-            Some(parent) => Settings {
-                discard: Discard::Unmap,
-                detect_zeroes: DetectZeroes::Off,
-                ..*parent
-            },
-        };
+            Some(parent) => parent.for_child(),
+        })
+    }
+
+    /// Fills in what is not given with what is given to everybody.
+    #[must_use]
+    pub(crate) fn settle_above(&self, inherited: &Settings) -> Settings {
         Settings {
             read_only: self.read_only.unwrap_or(inherited.read_only),
             auto_read_only: self.auto_read_only.unwrap_or(inherited.auto_read_only),
@@ -320,16 +290,50 @@ impl CommonOptions {
         }
     }
 
-    fn read(reader: &mut Reader<'_>) -> Result<Self> {
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self> {
         Ok(Self {
             node_name: reader.text("node-name")?,
-            discard: reader.word("discard")?,
+            discard: read_discard(reader)?,
             cache: CacheOptions::read(reader)?,
             read_only: reader.boolean("read-only")?,
             auto_read_only: reader.boolean("auto-read-only")?,
             force_share: reader.boolean("force-share")?,
             detect_zeroes: reader.word("detect-zeroes")?,
         })
+    }
+}
+
+/// The older interface has two more words for it, and an error of its own.
+fn read_discard(reader: &mut Reader<'_>) -> Result<Option<Discard>> {
+    if !reader.is_flat() {
+        return reader.word("discard");
+    }
+    match reader.text("discard")?.as_deref() {
+        None => Ok(None),
+        Some("ignore" | "off") => Ok(Some(Discard::Ignore)),
+        Some("unmap" | "on") => Ok(Some(Discard::Unmap)),
+        Some(_) => Err(OptionError::InvalidDiscard),
+    }
+}
+
+impl Settings {
+    /// What a child has if its options say nothing.
+    fn for_child(&self) -> Self {
+        Self {
+            discard: Discard::Unmap,
+            detect_zeroes: DetectZeroes::Off,
+            ..*self
+        }
+    }
+
+    /// What a backing file inherits: as any child, but it is not written to.
+    #[must_use]
+    pub fn for_backing(&self) -> Self {
+        Self {
+            read_only: true,
+            auto_read_only: false,
+            ..self.for_child()
+        }
     }
 }
 
@@ -351,13 +355,43 @@ impl CacheOptions {
 
 /// The drivers of QEMU 10.0, and which of them are here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Driver {
+pub(crate) enum Driver {
     File,
     HostDevice,
     Raw,
     NullCo,
     CopyBeforeWrite,
     SnapshotAccess,
+    Qcow2,
+    Blkdebug,
+    Throttle,
+    CopyOnRead,
+}
+
+impl Driver {
+    /// The driver's name.
+    pub(crate) fn name(self) -> &'static str {
+        let known = Self::WORDS.iter().find(|(_, driver)| *driver == self);
+        known.map_or("", |(name, _)| name)
+    }
+
+    /// Whether it is nothing without a `filename`.
+    pub(crate) fn needs_file_name(self) -> bool {
+        matches!(self, Self::File | Self::HostDevice)
+    }
+
+    /// Whether a node of this driver stands at the bottom, or where one could.
+    pub(crate) fn is_protocol(self) -> bool {
+        match self {
+            Self::File | Self::HostDevice | Self::NullCo | Self::Blkdebug => true,
+            Self::Raw
+            | Self::CopyBeforeWrite
+            | Self::SnapshotAccess
+            | Self::Qcow2
+            | Self::Throttle
+            | Self::CopyOnRead => false,
+        }
+    }
 }
 
 impl Word for Driver {
@@ -368,20 +402,22 @@ impl Word for Driver {
         ("null-co", Self::NullCo),
         ("copy-before-write", Self::CopyBeforeWrite),
         ("snapshot-access", Self::SnapshotAccess),
+        ("qcow2", Self::Qcow2),
+        ("blkdebug", Self::Blkdebug),
+        ("throttle", Self::Throttle),
+        ("copy-on-read", Self::CopyOnRead),
     ];
 }
 
 /// The other drivers of QEMU 10.0, less those that need libblkio, which is rarely built
 /// in. Their names deserve another answer than a slip of the pen does.
 const UNSUPPORTED_DRIVERS: &[&str] = &[
-    "blkdebug",
     "blklogwrites",
     "blkreplay",
     "blkverify",
     "bochs",
     "cloop",
     "compress",
-    "copy-on-read",
     "dmg",
     "ftp",
     "ftps",
@@ -398,13 +434,11 @@ const UNSUPPORTED_DRIVERS: &[&str] = &[
     "parallels",
     "preallocate",
     "qcow",
-    "qcow2",
     "qed",
     "quorum",
     "rbd",
     "replication",
     "ssh",
-    "throttle",
     "vdi",
     "vhdx",
     "vmdk",
@@ -446,13 +480,13 @@ impl BlockdevOptions {
     }
 
     /// `depth` counts the parents and bounds the recursion.
-    fn read_nested(mut reader: Reader<'_>, depth: usize) -> Result<Self> {
+    pub(crate) fn read_nested(mut reader: Reader<'_>, depth: usize) -> Result<Self> {
         if depth > MAX_NESTED {
             return Err(OptionError::NodesTooDeep { max: MAX_NESTED });
         }
         let driver = read_driver(&mut reader)?;
         let common = CommonOptions::read(&mut reader)?;
-        let driver = DriverOptions::read(driver, &mut reader, depth)?;
+        let driver = DriverOptions::read(driver, &mut reader, &mut Nested { depth })?;
         reader.finish()?;
         Ok(Self { common, driver })
     }
@@ -470,94 +504,98 @@ impl BlockdevOptions {
 
 fn read_driver(reader: &mut Reader<'_>) -> Result<Driver> {
     let name = reader.required("driver", Reader::text)?;
-    if let Some(driver) = Driver::from_word(&name) {
-        return Ok(driver);
-    }
-    if UNSUPPORTED_DRIVERS.contains(&name.as_str()) {
-        let supported: Vec<_> = Driver::WORDS.iter().map(|(word, _)| *word).collect();
-        let supported = supported.join(", ");
-        return Err(OptionError::UnsupportedDriver {
-            driver: name,
-            supported,
-        });
-    }
-    Err(OptionError::BadValue {
+    find_driver(&name)?.ok_or_else(|| OptionError::BadValue {
         name: "driver".to_owned(),
         value: name,
     })
 }
 
-impl DriverOptions {
-    fn read(driver: Driver, reader: &mut Reader<'_>, depth: usize) -> Result<Self> {
+/// The driver of that name; an error if only QEMU has it.
+pub(crate) fn find_driver(name: &str) -> Result<Option<Driver>> {
+    if !UNSUPPORTED_DRIVERS.contains(&name) {
+        return Ok(Driver::from_word(name));
+    }
+    let supported: Vec<_> = Driver::WORDS.iter().map(|(word, _)| *word).collect();
+    Err(OptionError::UnsupportedDriver {
+        driver: name.to_owned(),
+        supported: supported.join(", "),
+    })
+}
+
+impl<N> DriverOptions<N> {
+    pub(crate) fn read(
+        driver: Driver,
+        reader: &mut Reader<'_>,
+        children: &mut impl Children<Node = N>,
+    ) -> Result<Self> {
         Ok(match driver {
             Driver::File => Self::File(FileOptions::read(reader)?),
             Driver::HostDevice => Self::HostDevice(FileOptions::read(reader)?),
-            Driver::Raw => Self::Raw(RawOptions {
-                file: Child::read(reader, "file", depth)?,
-                // QEMU's schema has the size first.
-                size: reader.not_negative("size")?,
-                offset: reader.not_negative("offset")?,
-            }),
-            Driver::NullCo => Self::NullCo(NullOptions {
-                size: reader.not_negative("size")?,
-                latency_ns: reader.unsigned("latency-ns")?,
-                read_zeroes: reader.boolean("read-zeroes")?,
-            }),
-            Driver::CopyBeforeWrite => Self::CopyBeforeWrite(CbwOptions {
-                file: Child::read(reader, "file", depth)?,
-                target: Child::read(reader, "target", depth)?,
-                bitmap: BitmapRef::read(reader)?,
-                on_cbw_error: reader.word("on-cbw-error")?,
-                cbw_timeout: reader.unsigned_32("cbw-timeout")?,
-                min_cluster_size: reader.size("min-cluster-size")?,
-            }),
-            Driver::SnapshotAccess => Self::SnapshotAccess(SnapshotAccessOptions {
-                file: Child::read(reader, "file", depth)?,
-            }),
-        })
-    }
-}
-
-impl FileOptions {
-    fn read(reader: &mut Reader<'_>) -> Result<Self> {
-        let filename = reader.required("filename", Reader::text)?;
-        reader.unsupported("pr-manager")?;
-        let locking = reader.word("locking")?;
-        let aio = reader.word("aio")?;
-        for name in ["aio-max-batch", "drop-cache", "x-check-cache-dropped"] {
-            reader.unsupported(name)?;
-        }
-        Ok(Self {
-            filename,
-            locking,
-            aio,
-        })
-    }
-}
-
-impl BitmapRef {
-    fn read(reader: &mut Reader<'_>) -> Result<Option<Self>> {
-        let Some(mut bitmap) = reader.object("bitmap")? else {
-            return Ok(None);
-        };
-        let read = Self {
-            node: bitmap.required("node", Reader::text)?,
-            name: bitmap.required("name", Reader::text)?,
-        };
-        bitmap.finish()?;
-        Ok(Some(read))
-    }
-}
-
-impl Child {
-    fn read(reader: &mut Reader<'_>, name: &'static str, depth: usize) -> Result<Self> {
-        let child = reader.required(name, |reader, name| reader.alternate(name, "BlockdevRef"))?;
-        Ok(match child {
-            Alternate::Text(node) => Self::Node(node.to_owned()),
-            Alternate::Object(inner) => {
-                Self::Options(Box::new(BlockdevOptions::read_nested(inner, depth + 1)?))
+            Driver::Raw => Self::Raw(RawOptions::read(reader, children)?),
+            Driver::NullCo => Self::NullCo(NullOptions::read(reader)?),
+            Driver::CopyBeforeWrite => Self::CopyBeforeWrite(CbwOptions::read(reader, children)?),
+            Driver::SnapshotAccess => {
+                Self::SnapshotAccess(SnapshotAccessOptions::read(reader, children)?)
             }
+            Driver::Qcow2 => Self::Qcow2(Box::new(Qcow2Options::read(reader, children)?)),
+            Driver::Blkdebug => Self::Blkdebug(Box::new(BlkdebugOptions::read(reader, children)?)),
+            Driver::Throttle => Self::Throttle(ThrottleOptions::read(reader, children)?),
+            Driver::CopyOnRead => Self::CopyOnRead(CopyOnReadOptions::read(reader, children)?),
         })
+    }
+}
+
+/// Children in the newer interface: a name or options.
+struct Nested {
+    /// How many parents the node has whose children are read.
+    depth: usize,
+}
+
+impl Nested {
+    fn child(&self, child: Alternate<'_>) -> Result<Child> {
+        Ok(match child {
+            Alternate::Text(node) => Child::Node(node.to_owned()),
+            Alternate::Object(inner) => Child::Options(Box::new(BlockdevOptions::read_nested(
+                inner,
+                self.depth + 1,
+            )?)),
+        })
+    }
+}
+
+impl Children for Nested {
+    type Node = BlockdevOptions;
+
+    fn optional(
+        &mut self,
+        reader: &mut Reader<'_>,
+        name: &'static str,
+        _role: Role,
+    ) -> Result<Option<Child>> {
+        let child = reader.alternate(name, "BlockdevRef")?;
+        child.map(|child| self.child(child)).transpose()
+    }
+
+    fn required(
+        &mut self,
+        reader: &mut Reader<'_>,
+        name: &'static str,
+        _role: Role,
+    ) -> Result<Child> {
+        let child = reader.required(name, |reader, name| reader.alternate(name, "BlockdevRef"))?;
+        self.child(child)
+    }
+
+    fn backing(&mut self, reader: &mut Reader<'_>) -> Result<Option<Backing>> {
+        if reader.null("backing") {
+            return Ok(Some(Backing::None));
+        }
+        match reader.alternate("backing", "BlockdevRefOrNull")? {
+            None => Ok(None),
+            // QEMU takes this for null, and warns that it will not do so for ever.
+            Some(Alternate::Text("")) => Ok(Some(Backing::None)),
+            Some(child) => Ok(Some(Backing::Child(self.child(child)?))),
+        }
     }
 }
 
@@ -576,32 +614,61 @@ impl BlockdevOptions {
         self.check_node(None)
     }
 
-    /// The order is that of QEMU's opening: the main child before its parent's own
-    /// settings are complete, the target after, the driver's own rules last.
+    /// The order is that of QEMU's opening: the child `file` before its parent's own
+    /// settings are complete, the driver's own rules then, other children where the driver
+    /// opens them.
     fn check_node(&self, parent: Option<&Settings>) -> Result<()> {
         let settings = self.common.settle(parent);
         if settings.force_share && !settings.read_only {
             return Err(OptionError::ForceShareNeedsReadOnly);
         }
-        if let Some(Child::Options(file)) = self.driver.file() {
-            file.check_node(Some(&settings))?;
+        let inside = |child: &Child| match child {
+            Child::Options(child) => child.check_node(Some(&settings)),
+            Child::Node(_) => Ok(()),
+        };
+        match &self.driver {
+            DriverOptions::Blkdebug(_) => {}
+            driver => driver.main_child().map_or(Ok(()), inside)?,
         }
+        self.check_settings(&settings)?;
+        match &self.driver {
+            DriverOptions::CopyBeforeWrite(cbw) => inside(&cbw.target)?,
+            DriverOptions::Blkdebug(blkdebug) => inside(&blkdebug.image)?,
+            _ => {}
+        }
+        self.driver.check(&settings)?;
+        let DriverOptions::Qcow2(qcow2) = &self.driver else {
+            return Ok(());
+        };
+        if let Some(data_file) = &qcow2.data_file {
+            inside(data_file)?;
+        }
+        match &qcow2.backing {
+            Some(Backing::Child(Child::Options(backing))) => {
+                let checked = backing.check_node(Some(&settings.for_backing()));
+                checked.map_err(|error| OptionError::Backing(Box::new(error)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_settings(&self, settings: &Settings) -> Result<()> {
         self.driver.check_file_name()?;
+        self.common.check(settings)
+    }
+}
+
+impl CommonOptions {
+    /// What can be wrong with the options that every driver has, but for `force-share`.
+    pub(crate) fn check(&self, settings: &Settings) -> Result<()> {
         let unmaps = settings.discard == Discard::Unmap;
         if settings.detect_zeroes == DetectZeroes::Unmap && !unmaps {
             return Err(OptionError::DetectZeroesNeedsUnmap);
         }
-        if let Some(name) = &self.common.node_name {
-            check_node_name(name)?;
+        match &self.node_name {
+            Some(name) => check_node_name(name),
+            None => Ok(()),
         }
-        if let DriverOptions::CopyBeforeWrite(CbwOptions {
-            target: Child::Options(target),
-            ..
-        }) = &self.driver
-        {
-            target.check_node(Some(&settings))?;
-        }
-        self.driver.check(&settings)
     }
 }
 
@@ -623,7 +690,7 @@ pub fn check_node_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-impl DriverOptions {
+impl<N> DriverOptions<N> {
     /// The driver's name.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -634,21 +701,30 @@ impl DriverOptions {
             Self::NullCo(_) => "null-co",
             Self::CopyBeforeWrite(_) => "copy-before-write",
             Self::SnapshotAccess(_) => "snapshot-access",
+            Self::Qcow2(_) => "qcow2",
+            Self::Blkdebug(_) => "blkdebug",
+            Self::Throttle(_) => "throttle",
+            Self::CopyOnRead(_) => "copy-on-read",
         }
     }
 
-    /// The main child, which every driver but a storage has.
+    /// The child that holds the node's bytes, which every driver but a storage has. It is
+    /// called `file`, and `image` below blkdebug.
     #[must_use]
-    pub fn file(&self) -> Option<&Child> {
+    pub fn main_child(&self) -> Option<&Child<N>> {
         match self {
             Self::File(_) | Self::HostDevice(_) | Self::NullCo(_) => None,
             Self::Raw(raw) => Some(&raw.file),
             Self::CopyBeforeWrite(cbw) => Some(&cbw.file),
             Self::SnapshotAccess(access) => Some(&access.file),
+            Self::Qcow2(qcow2) => Some(&qcow2.file),
+            Self::Blkdebug(blkdebug) => Some(&blkdebug.image),
+            Self::Throttle(throttle) => Some(&throttle.file),
+            Self::CopyOnRead(copy_on_read) => Some(&copy_on_read.file),
         }
     }
 
-    fn check_file_name(&self) -> Result<()> {
+    pub(crate) fn check_file_name(&self) -> Result<()> {
         match self {
             Self::File(file) | Self::HostDevice(file) if file.filename.is_empty() => {
                 Err(OptionError::NoFileName {
@@ -659,68 +735,18 @@ impl DriverOptions {
         }
     }
 
-    fn check(&self, settings: &Settings) -> Result<()> {
+    /// The driver's own rules, as far as they need neither image nor children.
+    pub(crate) fn check(&self, settings: &Settings) -> Result<()> {
         match self {
             Self::File(file) | Self::HostDevice(file) => file.check(settings),
-            Self::Raw(raw) => match raw.size {
-                Some(size) if size % 512 != 0 => Err(OptionError::SizeNotInSectors),
-                _ => Ok(()),
-            },
+            Self::Raw(raw) => raw.check(),
             Self::NullCo(null) => null.check(),
-            Self::CopyBeforeWrite(cbw) => check_cluster_size(cbw.min_cluster_size.unwrap_or(0)),
-            Self::SnapshotAccess(_) => Ok(()),
+            Self::CopyBeforeWrite(cbw) => cbw.check(),
+            Self::SnapshotAccess(_) | Self::Throttle(_) | Self::CopyOnRead(_) => Ok(()),
+            Self::Qcow2(qcow2) => qcow2.check(),
+            Self::Blkdebug(blkdebug) => blkdebug.check(),
         }
     }
-}
-
-impl FileOptions {
-    fn check(&self, settings: &Settings) -> Result<()> {
-        if self.filename.contains('\0') {
-            return Err(OptionError::NulInFileName {
-                name: self.filename.clone(),
-            });
-        }
-        if self.aio == Some(Aio::Native) && !settings.direct {
-            return Err(OptionError::NativeNeedsDirect);
-        }
-        Ok(())
-    }
-}
-
-impl NullOptions {
-    fn check(self) -> Result<()> {
-        if self
-            .latency_ns
-            .is_some_and(|latency| i64::try_from(latency).is_err())
-        {
-            return Err(OptionError::InvalidLatency);
-        }
-        if self.size.is_some_and(|size| size > MAX_DISK) {
-            return Err(OptionError::DiskTooLarge);
-        }
-        Ok(())
-    }
-}
-
-/// QEMU checks the range of 63 bits, then the form, and then dies of sizes from 2^32 on.
-fn check_cluster_size(size: u64) -> Result<()> {
-    let signed_max = i64::MAX.cast_unsigned();
-    if size > signed_max {
-        return Err(OptionError::ClusterTooLarge {
-            size,
-            max: signed_max,
-        });
-    }
-    if size != 0 && !size.is_power_of_two() {
-        return Err(OptionError::ClusterNotPowerOfTwo);
-    }
-    if size > MAX_CLUSTER {
-        return Err(OptionError::ClusterTooLarge {
-            size,
-            max: MAX_CLUSTER,
-        });
-    }
-    Ok(())
 }
 
 #[cfg(test)]

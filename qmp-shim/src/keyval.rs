@@ -110,7 +110,7 @@ pub fn parse_keyval(text: &str, implied_key: Option<&str>) -> Result<Map<String,
 }
 
 /// The value up to a comma that is not doubled, and the text behind that comma.
-fn take_value(text: &str) -> (String, &str) {
+pub(crate) fn take_value(text: &str) -> (String, &str) {
     let mut value = String::new();
     let mut rest = text;
     loop {

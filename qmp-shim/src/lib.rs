@@ -14,6 +14,9 @@
 //! - [`visit`]: reading typed members out of either form;
 //! - [`blockdev`]: the options of a node, which is what `--blockdev` and `blockdev-add`
 //!   take;
+//! - [`open`]: the older way to say which image, by file name and flat options;
+//! - [`throttle_group`]: the object that `throttle` nodes share;
+//! - [`opts`]: the older, flat text of `--image-opts` and `-o`;
 //! - [`size`] and [`number`]: `64k`, `1.5G`, `0x200`;
 //! - [`error`]: everything that can be wrong.
 //!
@@ -33,8 +36,12 @@ pub mod error;
 pub mod json;
 pub mod keyval;
 pub mod number;
+pub mod open;
+pub mod opts;
 pub mod size;
+pub mod throttle_group;
 pub mod visit;
 
 pub use blockdev::BlockdevOptions;
 pub use error::OptionError;
+pub use throttle_group::ThrottleGroupOptions;

@@ -16,18 +16,24 @@
 //!
 //! Unsigned integers take negative ones, which count down from 2^64: so does QEMU.
 //!
+//! A third form is QEMU's older one, where options are flat (`cache.direct` is a key, not
+//! a member of `cache`): [`Reader::flat`]. Its leaves are texts, and what QEMU's newer
+//! interface calls an integer may there be a size with a suffix.
+//!
 //! # Names in errors
 //!
 //! Most errors give the member's full name, `file.size`. QEMU leaves the path out when a
 //! word is unknown, when a small integer is out of its range, and when an alternate has a
 //! wrong type (where an element of a list then has the name `null`). So do we.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use crate::error::{OptionError, Result};
 use crate::keyval::Options;
-use crate::number::{parse_i64, parse_u64};
-use crate::size::parse_size;
+use crate::number::{parse_i64, parse_u64, skip_blanks};
+use crate::size::{SizeError, parse_size};
 
 /// What the leaves of a tree are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +42,21 @@ pub enum Leaves {
     Text,
     /// JSON values.
     Typed,
+    /// Strings, with the conversions and errors of QEMU's older interface.
+    Opts,
+}
+
+/// Whose options a flat [`Reader`] reads: it stands in the error for an unknown one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner<'a> {
+    /// Nobody: the text is that of QEMU's newer interface.
+    Nobody,
+    /// A node with a format or filter driver.
+    Format(&'a str),
+    /// A node with a protocol driver.
+    Protocol(&'a str),
+    /// A rule of blkdebug, by the name of its section.
+    Section(&'a str),
 }
 
 /// A type whose values are words.
@@ -95,8 +116,23 @@ pub struct Reader<'a> {
     leaves: Leaves,
     /// What stands before a member's name in its full name: nothing, or `file.`.
     prefix: String,
+    /// What stands before a member's name in a flat map; nothing in a tree.
+    lookup: String,
+    /// Whether members of inner objects are in `members` too, under dotted names.
+    is_flat: bool,
+    owner: Owner<'a>,
     /// Names asked for so far. A few dozen at most, so a list will do.
     known: Vec<&'static str>,
+    /// Names whose inner members somebody has asked for, in a flat map.
+    known_inside: Vec<&'static str>,
+}
+
+/// What a flat map says of a child: a reference, options, both or neither.
+pub struct FlatChild {
+    /// The value of the child's name itself.
+    pub reference: Option<Value>,
+    /// The options of the child, without its name before theirs.
+    pub options: Map<String, Value>,
 }
 
 impl<'a> Reader<'a> {
@@ -115,12 +151,41 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn inside(members: &'a Map<String, Value>, leaves: Leaves, prefix: String) -> Self {
+    /// Reads an object whose members have a prefix in errors.
+    pub(crate) fn inside(members: &'a Map<String, Value>, leaves: Leaves, prefix: String) -> Self {
         Self {
             members,
             leaves,
             prefix,
+            lookup: String::new(),
+            is_flat: false,
+            owner: Owner::Nobody,
             known: Vec::new(),
+            known_inside: Vec::new(),
+        }
+    }
+
+    /// Reads a flat map of strings, as QEMU's older interface has it.
+    #[must_use]
+    pub fn flat(members: &'a Map<String, Value>, owner: Owner<'a>) -> Self {
+        Self {
+            is_flat: true,
+            owner,
+            ..Self::new(members, Leaves::Opts)
+        }
+    }
+
+    /// Whether this is a reader of a flat map.
+    #[must_use]
+    pub fn is_flat(&self) -> bool {
+        self.is_flat
+    }
+
+    /// From here on values are converted as QEMU's newer interface does it. Some drivers
+    /// have that behind the older one.
+    pub fn convert_as_text(&mut self) {
+        if self.leaves == Leaves::Opts {
+            self.leaves = Leaves::Text;
         }
     }
 
@@ -132,6 +197,11 @@ impl<'a> Reader<'a> {
 
     fn take(&mut self, name: &'static str) -> Option<&'a Value> {
         self.known.push(name);
+        if self.is_flat {
+            // Null, and lists and objects that are empty, say nothing in the older interface.
+            let value = self.members.get(&format!("{}{name}", self.lookup));
+            return value.filter(|value| value.is_string());
+        }
         self.members.get(name)
     }
 
@@ -185,7 +255,7 @@ impl<'a> Reader<'a> {
             return Ok(None);
         };
         match self.leaves {
-            Leaves::Text => self.leaf_text(name, value).map(Some),
+            Leaves::Text | Leaves::Opts => self.leaf_text(name, value).map(Some),
             Leaves::Typed => value
                 .as_str()
                 .map(Some)
@@ -202,11 +272,19 @@ impl<'a> Reader<'a> {
         let Some(word) = self.borrow_text(name)? else {
             return Ok(None);
         };
-        let bad_value = || OptionError::BadValue {
-            name: name.to_owned(),
-            value: word.to_owned(),
-        };
+        let bad_value = || self.bad_word(name, word);
         W::from_word(word).map(Some).ok_or_else(bad_value)
+    }
+
+    fn bad_word(&self, name: &str, word: &str) -> OptionError {
+        let value = word.to_owned();
+        match self.leaves {
+            Leaves::Opts => OptionError::InvalidValue { value },
+            Leaves::Text | Leaves::Typed => OptionError::BadValue {
+                name: name.to_owned(),
+                value,
+            },
+        }
     }
 
     /// A boolean.
@@ -219,7 +297,7 @@ impl<'a> Reader<'a> {
             return Ok(None);
         };
         match self.leaves {
-            Leaves::Text => match self.leaf_text(name, value)? {
+            Leaves::Text | Leaves::Opts => match self.leaf_text(name, value)? {
                 "on" | "yes" | "true" | "y" => Ok(Some(true)),
                 "off" | "no" | "false" | "n" => Ok(Some(false)),
                 _ => Err(self.expects(name, "'on' or 'off'")),
@@ -244,6 +322,7 @@ impl<'a> Reader<'a> {
             Leaves::Text => {
                 parse_i64(self.leaf_text(name, value)?).ok_or_else(|| self.expects(name, "integer"))
             }
+            Leaves::Opts => self.opts_number(name, value).map(u64::cast_signed),
             Leaves::Typed => value
                 .as_i64()
                 .ok_or_else(|| self.wrong_type(name, "integer")),
@@ -252,12 +331,15 @@ impl<'a> Reader<'a> {
     }
 
     /// A number of bytes or the like which QEMU declares as signed: an integer from 0
-    /// to 2^63 - 1, without suffix.
+    /// to 2^63 - 1, without suffix. The older interface has a size in this place.
     ///
     /// # Errors
     ///
     /// As [`Reader::signed`], and when it is negative.
     pub fn not_negative(&mut self, name: &'static str) -> Result<Option<u64>> {
+        if self.leaves == Leaves::Opts {
+            return self.size(name);
+        }
         let Some(value) = self.signed(name)? else {
             return Ok(None);
         };
@@ -280,9 +362,41 @@ impl<'a> Reader<'a> {
             Leaves::Text => {
                 parse_u64(self.leaf_text(name, value)?).ok_or_else(|| self.expects(name, "integer"))
             }
+            Leaves::Opts => self.opts_number(name, value),
             Leaves::Typed => self.typed_unsigned(name, value),
         };
         number.map(Some)
+    }
+
+    fn opts_number(&self, name: &str, value: &Value) -> Result<u64> {
+        let text = self.leaf_text(name, value)?;
+        parse_u64(text).ok_or_else(|| {
+            if is_decimal(text) {
+                OptionError::NumberTooLarge {
+                    path: self.path(name),
+                    value: text.to_owned(),
+                }
+            } else {
+                self.expects(name, "a number")
+            }
+        })
+    }
+
+    fn opts_size(&self, name: &str, value: &Value) -> Result<u64> {
+        let text = self.leaf_text(name, value)?;
+        match parse_size(text) {
+            Ok(size) => Ok(size),
+            Err(SizeError::TooLarge { .. }) => Err(self.size_out_of_range(name, text)),
+            Err(_) if is_negative_size(text) => Err(self.size_out_of_range(name, text)),
+            Err(_) => Err(self.expects(name, OPTS_SIZE)),
+        }
+    }
+
+    fn size_out_of_range(&self, name: &str, text: &str) -> OptionError {
+        OptionError::SizeOutOfRange {
+            path: self.path(name),
+            value: text.to_owned(),
+        }
     }
 
     fn typed_unsigned(&self, name: &str, value: &Value) -> Result<u64> {
@@ -321,6 +435,7 @@ impl<'a> Reader<'a> {
             Leaves::Text => {
                 parse_size(self.leaf_text(name, value)?).map_err(|_| self.expects(name, "size"))
             }
+            Leaves::Opts => self.opts_size(name, value),
             Leaves::Typed => self.typed_unsigned(name, value),
         };
         bytes.map(Some)
@@ -332,6 +447,11 @@ impl<'a> Reader<'a> {
     ///
     /// When it is something else.
     pub fn object(&mut self, name: &'static str) -> Result<Option<Reader<'a>>> {
+        if self.is_flat {
+            self.known_inside.push(name);
+            let inner = self.inner(&format!("{name}."), true);
+            return Ok(inner.has_members().then_some(inner));
+        }
         match self.take(name) {
             None => Ok(None),
             Some(Value::Object(members)) => {
@@ -340,6 +460,224 @@ impl<'a> Reader<'a> {
             }
             Some(_) => Err(self.wrong_type(name, "object")),
         }
+    }
+
+    /// The same map, but only what is below `dotted`.
+    fn inner(&self, dotted: &str, named_in_full: bool) -> Self {
+        Self {
+            prefix: if named_in_full {
+                format!("{}{dotted}", self.prefix)
+            } else {
+                String::new()
+            },
+            lookup: format!("{}{dotted}", self.lookup),
+            known: Vec::new(),
+            known_inside: Vec::new(),
+            ..*self
+        }
+    }
+
+    fn has_members(&self) -> bool {
+        self.members.keys().any(|key| key.starts_with(&self.lookup))
+    }
+
+    /// What a flat map says of the child `name`. It counts as read.
+    pub fn flat_child(&mut self, name: &'static str) -> FlatChild {
+        self.known.push(name);
+        self.known_inside.push(name);
+        let dotted = format!("{}{name}.", self.lookup);
+        let inside = self.members.iter().filter_map(|(key, value)| {
+            let inner = key.strip_prefix(&dotted)?;
+            Some((inner.to_owned(), value.clone()))
+        });
+        FlatChild {
+            reference: self.members.get(&format!("{}{name}", self.lookup)).cloned(),
+            options: inside.collect(),
+        }
+    }
+
+    /// A list of objects, to be read further. In a flat map the errors of the objects name
+    /// `section` and not the list, and one object may stand there without an index.
+    ///
+    /// # Errors
+    ///
+    /// When it is no list, or an element is no object.
+    pub fn objects(&mut self, name: &'static str) -> Result<Option<Vec<Reader<'a>>>> {
+        if self.is_flat {
+            return self.flat_objects(name);
+        }
+        let Some(elements) = self.elements(name)? else {
+            return Ok(None);
+        };
+        let read = |(index, value): (usize, &'a Value)| match value {
+            Value::Object(members) => {
+                let prefix = self.element_path(name, index) + ".";
+                Ok(Reader::inside(members, self.leaves, prefix))
+            }
+            _ => Err(OptionError::WrongType {
+                path: self.element_path(name, index),
+                wanted: "object",
+            }),
+        };
+        elements
+            .iter()
+            .enumerate()
+            .map(read)
+            .collect::<Result<_>>()
+            .map(Some)
+    }
+
+    fn flat_objects(&mut self, name: &'static str) -> Result<Option<Vec<Reader<'a>>>> {
+        self.known_inside.push(name);
+        let section = |dotted: String| Reader {
+            owner: Owner::Section(name),
+            ..self.inner(&dotted, false)
+        };
+        let whole = section(format!("{name}."));
+        if !whole.has_members() {
+            return Ok(None);
+        }
+        let mut indices = BTreeSet::new();
+        let mut stray = None;
+        for key in whole.inner_keys() {
+            let (index, is_inside) = match key.split_once('.') {
+                Some((index, _)) => (index, true),
+                None => (key, false),
+            };
+            match parse_index(index) {
+                Some(index) if is_inside => {
+                    indices.insert(index);
+                }
+                Some(index) => {
+                    return Err(OptionError::SectionWithoutKeys {
+                        section: name,
+                        index,
+                    });
+                }
+                None => stray = stray.or(Some(key)),
+            }
+        }
+        if indices.is_empty() {
+            return Ok(Some(vec![whole]));
+        }
+        let follows = indices
+            .iter()
+            .enumerate()
+            .take_while(|(at, index)| at == *index);
+        let count = follows.count();
+        let beyond = || {
+            whole.inner_keys().find(|key| {
+                let index = key
+                    .split_once('.')
+                    .and_then(|(index, _)| parse_index(index));
+                index.is_some_and(|index| index >= count)
+            })
+        };
+        match stray.or_else(beyond) {
+            None => Ok(Some(
+                (0..count)
+                    .map(|index| section(format!("{name}.{index}.")))
+                    .collect(),
+            )),
+            Some(key) => Err(OptionError::UnusedOption {
+                section: name,
+                key: key.to_owned(),
+            }),
+        }
+    }
+
+    fn inner_keys(&self) -> impl Iterator<Item = &'a str> {
+        self.members
+            .keys()
+            .filter_map(|key| key.strip_prefix(&self.lookup))
+    }
+
+    /// A list of words.
+    ///
+    /// # Errors
+    ///
+    /// When it is no list, or an element is something else.
+    pub fn list_of_words<W: Word>(&mut self, name: &'static str) -> Result<Option<Vec<W>>> {
+        let bad_value = |word: &str| OptionError::BadValue {
+            name: "null".to_owned(),
+            value: word.to_owned(),
+        };
+        let word = |word: &str| W::from_word(word).ok_or_else(|| bad_value(word));
+        if self.is_flat {
+            let elements = self.flat_elements(name)?;
+            let elements = elements.map(|elements| elements.into_iter().map(word).collect());
+            return elements.transpose();
+        }
+        let Some(elements) = self.elements(name)? else {
+            return Ok(None);
+        };
+        let read = |(index, value): (usize, &'a Value)| match value.as_str() {
+            Some(text) => word(text),
+            None if self.leaves == Leaves::Text => Err(OptionError::UnexpectedBelow {
+                path: self.element_path(name, index),
+            }),
+            None => Err(OptionError::WrongType {
+                path: self.element_path(name, index),
+                wanted: "string",
+            }),
+        };
+        elements
+            .iter()
+            .enumerate()
+            .map(read)
+            .collect::<Result<_>>()
+            .map(Some)
+    }
+
+    fn flat_elements(&mut self, name: &'static str) -> Result<Option<Vec<&'a str>>> {
+        self.known_inside.push(name);
+        let inner = self.inner(&format!("{name}."), true);
+        let count = inner.inner_keys().count();
+        if count == 0 {
+            return Ok(None);
+        }
+        let mut largest = 0;
+        for key in inner.inner_keys() {
+            let index = key
+                .parse::<usize>()
+                .map_err(|_| self.wrong_type(name, "array"))?;
+            largest = largest.max(index);
+        }
+        let element = |index: usize| inner.members.get(&format!("{}{index}", inner.lookup));
+        (0..count)
+            .map(|index| match element(index) {
+                Some(value) => self.leaf_text(name, value),
+                None => Err(OptionError::ListNotContiguous {
+                    seen: count,
+                    largest,
+                }),
+            })
+            .collect::<Result<_>>()
+            .map(Some)
+    }
+
+    fn elements(&mut self, name: &'static str) -> Result<Option<&'a [Value]>> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Array(elements)) => Ok(Some(elements)),
+            Some(_) => Err(self.wrong_type(name, "array")),
+        }
+    }
+
+    fn element_path(&self, name: &str, index: usize) -> String {
+        match self.leaves {
+            Leaves::Text | Leaves::Opts => format!("{}.{index}", self.path(name)),
+            Leaves::Typed => format!("{}[{index}]", self.path(name)),
+        }
+    }
+
+    /// Whether a member is there and null. It counts as read only if it is.
+    pub fn null(&mut self, name: &'static str) -> bool {
+        let is_null = self.members.get(&format!("{}{name}", self.lookup)) == Some(&Value::Null);
+        if is_null {
+            self.known.push(name);
+        }
+        is_null
     }
 
     /// A string or an object. `wanted` is what QEMU calls this pair in errors.
@@ -368,18 +706,11 @@ impl<'a> Reader<'a> {
         name: &'static str,
         wanted: &'static str,
     ) -> Result<Option<Vec<Alternate<'a>>>> {
-        let elements = match self.take(name) {
-            None => return Ok(None),
-            Some(Value::Array(elements)) => elements,
-            Some(_) => return Err(self.wrong_type(name, "array")),
+        let Some(elements) = self.elements(name)? else {
+            return Ok(None);
         };
-        let read = |(index, value)| {
-            let path = match self.leaves {
-                Leaves::Text => format!("{}.{index}", self.path(name)),
-                Leaves::Typed => format!("{}[{index}]", self.path(name)),
-            };
-            self.either("null", path, value, wanted)
-        };
+        let read =
+            |(index, value)| self.either("null", self.element_path(name, index), value, wanted);
         elements
             .iter()
             .enumerate()
@@ -418,9 +749,10 @@ impl<'a> Reader<'a> {
     ///
     /// [`OptionError::UnsupportedOption`] when it is given.
     pub fn unsupported(&mut self, name: &'static str) -> Result<()> {
+        let inside = self.is_flat && self.inner(&format!("{name}."), true).has_members();
         match self.take(name) {
-            None => Ok(()),
-            Some(_) => Err(OptionError::UnsupportedOption {
+            None if !inside => Ok(()),
+            _ => Err(OptionError::UnsupportedOption {
                 path: self.path(name),
             }),
         }
@@ -436,17 +768,61 @@ impl<'a> Reader<'a> {
         reason = "nothing is to be read afterwards"
     )]
     pub fn finish(self) -> Result<()> {
-        match self
-            .members
-            .keys()
-            .find(|key| !self.known.contains(&key.as_str()))
-        {
+        let is_known = |key: &str| {
+            let inside = |name: &&str| {
+                let rest = key.strip_prefix(name);
+                rest.is_some_and(|rest| rest.starts_with('.'))
+            };
+            self.known.contains(&key) || self.known_inside.iter().any(inside)
+        };
+        match self.inner_keys().find(|key| !is_known(key)) {
             None => Ok(()),
-            Some(key) => Err(OptionError::Unexpected {
-                path: self.path(key),
-            }),
+            Some(key) => Err(self.unknown(key)),
         }
     }
+
+    fn unknown(&self, key: &str) -> OptionError {
+        let path = self.path(key);
+        match self.owner {
+            Owner::Nobody => OptionError::Unexpected { path },
+            Owner::Format(driver) => OptionError::FormatOption {
+                driver: driver.to_owned(),
+                path,
+            },
+            Owner::Protocol(driver) => OptionError::ProtocolOption {
+                driver: driver.to_owned(),
+                path,
+            },
+            Owner::Section(section) => OptionError::SectionOption {
+                section: section.to_owned(),
+                path,
+            },
+        }
+    }
+}
+
+/// What QEMU's older interface wants for a size; it prints the hint with the error.
+const OPTS_SIZE: &str = "a non-negative number below 2^64\n\
+    Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
+    and exabytes, respectively.";
+
+/// A negative size is a size, but out of range.
+fn is_negative_size(text: &str) -> bool {
+    let rest = skip_blanks(text).strip_prefix('-');
+    rest.is_some_and(|rest| {
+        rest.starts_with(|c: char| c.is_ascii_digit() || c == '.') && parse_size(rest).is_ok()
+    })
+}
+
+/// An index of a list as QEMU writes it: without leading zeroes.
+fn parse_index(text: &str) -> Option<usize> {
+    let index = text.parse().ok()?;
+    (format!("{index}") == text).then_some(index)
+}
+
+fn is_decimal(text: &str) -> bool {
+    let digits = skip_blanks(text).trim_start_matches(['+', '-']);
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]

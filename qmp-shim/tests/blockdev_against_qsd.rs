@@ -16,6 +16,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+mod images;
+
+use images::smallest_qcow2;
 use ringback_qmp_shim::BlockdevOptions;
 
 const DAEMON: &str = "qemu-storage-daemon";
@@ -33,6 +36,14 @@ const OUR_WORDS: &[&str] = &[
     "Parameter 'aio-max-batch' is not supported by ringback",
     "Parameter 'drop-cache' is not supported by ringback",
     "Parameter 'x-check-cache-dropped' is not supported by ringback",
+    "Parameter 'encrypt' is not supported by ringback",
+    // QEMU cuts larger numbers off and so makes others of them.
+    "Value '99999999999' is out of range for parameter 'errno'",
+    "Value '4294967296' is out of range for parameter 'state'",
+    // QEMU opens the image before it looks at these.
+    "Cannot meet constraints with align 3",
+    "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time",
+    "Cache clean interval too big",
     // QEMU encodes NUL as two other bytes and looks for such a file.
     "The file name 'a\\0.img' contains a NUL character",
     "Invalid node-name: 'a\0'",
@@ -113,12 +124,13 @@ fn daemon_is_installed() -> bool {
         .is_ok_and(|output| output.status.success())
 }
 
-/// A directory with a file of 1 MiB and nothing else that a row could name.
+/// A directory with a file of 1 MiB, a qcow2 image and nothing else that a row could name.
 fn prepare_directory() -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("blockdev_against_qsd");
     std::fs::create_dir_all(&directory).expect("the build directory is writable");
     let file = std::fs::File::create(directory.join("a.img")).expect("ditto");
     file.set_len(1 << 20).expect("ditto");
+    std::fs::write(directory.join("q.qcow2"), smallest_qcow2("", "")).expect("ditto");
     directory
 }
 

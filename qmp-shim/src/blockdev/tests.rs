@@ -99,14 +99,206 @@ fn what_is_not_given_is_not_written() {
 
 #[test]
 fn qemus_other_drivers_are_refused_by_name() {
-    let wanted = "Driver 'qcow2' is not supported by ringback; use one of: file, host_device, \
-                  raw, null-co, copy-before-write, snapshot-access";
-    assert_eq!(error("qcow2,node-name=a,file=b"), wanted);
-    assert_eq!(error("raw,node-name=a,file.driver=qcow2"), wanted);
+    let wanted = "Driver 'vmdk' is not supported by ringback; use one of: file, host_device, \
+                  raw, null-co, copy-before-write, snapshot-access, qcow2, blkdebug, throttle, \
+                  copy-on-read";
+    assert_eq!(error("vmdk,node-name=a,file=b"), wanted);
+    assert_eq!(error("raw,node-name=a,file.driver=vmdk"), wanted);
     assert_eq!(
         error("qcow3,node-name=a"),
         "Parameter 'driver' does not accept value 'qcow3'"
     );
+}
+
+#[test]
+fn encryption_is_refused_by_name() {
+    let wanted = "Parameter 'encrypt' is not supported by ringback; leave it out";
+    assert_eq!(
+        error("qcow2,node-name=a,file=b,encrypt.format=luks"),
+        wanted
+    );
+}
+
+fn qcow2(text: &str) -> Qcow2Options {
+    let text = format!("qcow2,node-name=a,file=b,{text}");
+    match parse(&text).unwrap().driver {
+        DriverOptions::Qcow2(qcow2) => *qcow2,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn every_option_of_qcow2_is_read_into_its_place() {
+    let found = qcow2(
+        "backing=c,data-file=d,lazy-refcounts=on,pass-discard-request=on,\
+         pass-discard-snapshot=off,pass-discard-other=on,discard-no-unref=off,cache-size=5,\
+         l2-cache-size=4,l2-cache-entry-size=3,cache-clean-interval=2,\
+         overlap-check.template=none,overlap-check.active-l2=on",
+    );
+    let wanted = Qcow2Options {
+        file: Child::Node("b".to_owned()),
+        backing: Some(Backing::Child(Child::Node("c".to_owned()))),
+        data_file: Some(Child::Node("d".to_owned())),
+        lazy_refcounts: Some(true),
+        pass_discard_request: Some(true),
+        pass_discard_snapshot: Some(false),
+        pass_discard_other: Some(true),
+        discard_no_unref: Some(false),
+        overlap_check: Some(qcow2::OverlapCheck {
+            template: Some(qcow2::OverlapTemplate::None),
+            exceptions: qcow2::OverlapFlags {
+                active_l2: Some(true),
+                ..qcow2::OverlapFlags::default()
+            },
+        }),
+        cache_size: Some(5),
+        l2_cache_size: Some(4),
+        l2_cache_entry_size: Some(3),
+        refcount_cache_size: None,
+        cache_clean_interval: Some(2),
+    };
+    assert_eq!(found, wanted);
+    assert_eq!(qcow2("backing=").backing, Some(Backing::None));
+    assert_eq!(qcow2("refcount-cache-size=7").refcount_cache_size, Some(7));
+}
+
+#[test]
+fn overlap_checks_are_a_template_and_exceptions() {
+    let set = |text: &str| qcow2(text).overlap_check.unwrap_or_default().settle();
+    let cached = set("cache-size=1");
+    assert!(cached.main_header && cached.active_l2 && cached.inactive_l1 && !cached.inactive_l2);
+    assert_eq!(set("overlap-check=cached"), cached);
+    let constant = set("overlap-check=constant");
+    assert!(constant.bitmap_directory && !constant.refcount_block);
+    assert!(set("overlap-check=all").inactive_l2);
+    let none = set("overlap-check.template=none,overlap-check.refcount-table=on");
+    assert!(none.refcount_table && !none.main_header && !none.active_l1);
+    assert!(!set("overlap-check.main-header=off").main_header);
+}
+
+#[test]
+fn rules_that_need_the_image_of_qcow2() {
+    let image = qcow2::ImageFacts {
+        cluster_size: 65536,
+        version: 3,
+        has_data_file: false,
+    };
+    let check = |text: &str, image| {
+        let checked = qcow2(text).check_with_image(image);
+        checked.map_err(|error| error.to_string())
+    };
+    for text in [
+        "l2-cache-entry-size=512",
+        "l2-cache-entry-size=65536",
+        "lazy-refcounts=on",
+        "refcount-cache-size=140737488289792",
+    ] {
+        assert_eq!(check(text, image), Ok(()), "{text}");
+    }
+    let entry = "L2 cache entry size must be a power of two between 512 and the cluster size \
+                 (65536)";
+    let old = qcow2::ImageFacts {
+        version: 2,
+        ..image
+    };
+    for (text, image, wanted) in [
+        ("l2-cache-entry-size=0", image, entry),
+        ("l2-cache-entry-size=256", image, entry),
+        ("l2-cache-entry-size=131072", image, entry),
+        ("l2-cache-entry-size=1000", image, entry),
+        (
+            "refcount-cache-size=140737488355328",
+            image,
+            "Refcount cache size too big",
+        ),
+        (
+            "lazy-refcounts=on",
+            old,
+            "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level",
+        ),
+        (
+            "discard-no-unref=on",
+            old,
+            "discard-no-unref is only supported since qcow2 version 3",
+        ),
+        (
+            "data-file=x",
+            image,
+            "'data-file' can only be set for images with an external data file",
+        ),
+    ] {
+        assert_eq!(check(text, image), Err(wanted.to_owned()), "{text}");
+    }
+}
+
+#[test]
+fn rules_of_blkdebug_are_read_into_their_places() {
+    use blkdebug::{Event, InjectError, IoType, Permission, RequestLimits, SetState};
+    let text = "blkdebug,node-name=a,image=b,config=c,align=512,max-transfer=1024,\
+                opt-write-zero=1536,max-write-zero=3072,opt-discard=2048,max-discard=4096,\
+                inject-error.0.event=read_aio,inject-error.0.state=2,\
+                inject-error.0.iotype=block-status,inject-error.0.errno=28,\
+                inject-error.0.sector=3,inject-error.0.once=on,inject-error.0.immediately=off,\
+                inject-error.1.event=none,set-state.0.event=l2_load,set-state.0.state=4,\
+                set-state.0.new_state=5,take-child-perms.0=resize,unshare-child-perms.0=write";
+    let DriverOptions::Blkdebug(found) = parse(text).unwrap().driver else {
+        panic!("another driver");
+    };
+    let rule = InjectError {
+        event: Event::None,
+        state: None,
+        iotype: None,
+        errno: None,
+        sector: None,
+        once: None,
+        immediately: None,
+    };
+    let wanted = BlkdebugOptions {
+        image: Child::Node("b".to_owned()),
+        config: Some("c".to_owned()),
+        limits: RequestLimits {
+            align: Some(512),
+            max_transfer: Some(1024),
+            opt_write_zero: Some(1536),
+            max_write_zero: Some(3072),
+            opt_discard: Some(2048),
+            max_discard: Some(4096),
+        },
+        inject_error: vec![
+            InjectError {
+                event: Event::ReadAio,
+                state: Some(2),
+                iotype: Some(IoType::BlockStatus),
+                errno: Some(28),
+                sector: Some(3),
+                once: Some(true),
+                immediately: Some(false),
+            },
+            rule,
+        ],
+        set_state: vec![SetState {
+            event: Event::L2Load,
+            state: Some(4),
+            new_state: 5,
+        }],
+        take_child_perms: vec![Permission::Resize],
+        unshare_child_perms: vec![Permission::Write],
+    };
+    assert_eq!(*found, wanted);
+    assert_eq!(Event::WORDS.len(), 48);
+    // The image's alignment counts, too.
+    let refused = OptionError::Constraint {
+        name: "max-transfer",
+        value: 1024,
+    };
+    assert_eq!(found.limits.check(4096), Err(refused));
+}
+
+#[test]
+fn a_backing_file_is_read_only() {
+    let parent = CommonOptions::default().settle(None);
+    let backing = CommonOptions::default().settle(Some(&parent.for_backing()));
+    assert!(backing.read_only && !backing.auto_read_only);
 }
 
 #[test]
@@ -247,6 +439,105 @@ fn any_storage() -> impl Strategy<Value = DriverOptions> {
     ]
 }
 
+fn any_qcow2(inner: impl Strategy<Value = Child> + Clone) -> impl Strategy<Value = DriverOptions> {
+    let size = || prop::option::of(0..=i64::MAX.cast_unsigned());
+    let flag = any::<Option<bool>>;
+    // Null has no text, and an empty object neither.
+    let backing = prop::option::of(
+        inner
+            .clone()
+            .prop_filter("an empty name is null", |child| {
+                *child != Child::Node(String::new())
+            })
+            .prop_map(Backing::Child),
+    );
+    let overlap = (any_word(), flag(), flag())
+        .prop_filter("an empty object", |found| *found != (None, None, None))
+        .prop_map(|(template, main_header, inactive_l2)| qcow2::OverlapCheck {
+            template,
+            exceptions: qcow2::OverlapFlags {
+                main_header,
+                inactive_l2,
+                ..qcow2::OverlapFlags::default()
+            },
+        });
+    let rest = (backing, prop::option::of(overlap), flag(), flag());
+    (
+        inner.clone(),
+        prop::option::of(inner),
+        rest,
+        size(),
+        any::<Option<u32>>(),
+    )
+        .prop_map(|(file, data_file, rest, size, interval)| {
+            let (backing, overlap_check, lazy_refcounts, discard_no_unref) = rest;
+            DriverOptions::Qcow2(Box::new(Qcow2Options {
+                backing,
+                data_file,
+                overlap_check,
+                lazy_refcounts,
+                discard_no_unref,
+                l2_cache_size: size,
+                cache_clean_interval: interval,
+                ..Qcow2Options::new(file)
+            }))
+        })
+}
+
+fn any_blkdebug(inner: impl Strategy<Value = Child>) -> impl Strategy<Value = DriverOptions> {
+    use blkdebug::{InjectError, RequestLimits, SetState};
+    let numbers = (
+        any::<Option<i32>>(),
+        any::<Option<i32>>(),
+        any::<Option<i64>>(),
+    );
+    let event = || any_word().prop_map(Option::unwrap_or_default);
+    let rule = (event(), any_word(), numbers, any::<Option<bool>>()).prop_map(
+        |(event, iotype, (state, errno, sector), once)| InjectError {
+            event,
+            state,
+            iotype,
+            errno,
+            sector,
+            once,
+            immediately: once,
+        },
+    );
+    let change =
+        (event(), any::<Option<i32>>(), any::<i32>()).prop_map(|(event, state, new_state)| {
+            SetState {
+                event,
+                state,
+                new_state,
+            }
+        });
+    let size = || prop::option::of(0..=i64::MAX.cast_unsigned());
+    let limits = (size(), size()).prop_map(|(align, max_discard)| RequestLimits {
+        align,
+        max_discard,
+        ..RequestLimits::default()
+    });
+    let perms = || prop::collection::vec(any_word().prop_map(Option::unwrap_or_default), 0..3);
+    let rules = (
+        prop::collection::vec(rule, 0..3),
+        prop::collection::vec(change, 0..3),
+        perms(),
+    );
+    (inner, prop::option::of(".{0,5}"), limits, rules).prop_map(
+        |(image, config, limits, (inject_error, set_state, take_child_perms))| {
+            DriverOptions::Blkdebug(Box::new(BlkdebugOptions {
+                image,
+                config,
+                limits,
+                inject_error,
+                set_state,
+                unshare_child_perms: take_child_perms.clone(),
+                take_child_perms,
+            }))
+        },
+    )
+}
+
 fn any_upper(inner: impl Strategy<Value = Child> + Clone) -> impl Strategy<Value = DriverOptions> {
     let size = || prop::option::of(0..=i64::MAX.cast_unsigned());
     let raw = (inner.clone(), size(), size())
@@ -269,9 +560,26 @@ fn any_upper(inner: impl Strategy<Value = Child> + Clone) -> impl Strategy<Value
             min_cluster_size,
         })
     });
-    let access =
-        inner.prop_map(|file| DriverOptions::SnapshotAccess(SnapshotAccessOptions { file }));
-    prop_oneof![raw, cbw, access]
+    let access = inner
+        .clone()
+        .prop_map(|file| DriverOptions::SnapshotAccess(SnapshotAccessOptions { file }));
+    let throttle = (inner.clone(), ".{0,5}").prop_map(|(file, throttle_group)| {
+        DriverOptions::Throttle(ThrottleOptions {
+            throttle_group,
+            file,
+        })
+    });
+    let copy_on_read = (inner.clone(), prop::option::of(".{0,5}"))
+        .prop_map(|(file, bottom)| DriverOptions::CopyOnRead(CopyOnReadOptions { file, bottom }));
+    prop_oneof![
+        raw,
+        cbw,
+        access,
+        throttle,
+        copy_on_read,
+        any_qcow2(inner.clone()),
+        any_blkdebug(inner)
+    ]
 }
 
 fn any_options() -> impl Strategy<Value = BlockdevOptions> {

@@ -1,0 +1,189 @@
+//! An image's name as QEMU shows it: a path where that says enough, else `json:{...}`.
+//!
+//! Options that change what a guest sees belong to the name: a raw image's `offset`, the rules
+//! of blkdebug. Caches, locks and the like do not. The keys of `json:` are sorted here; QEMU's
+//! are in the order of a hash table.
+
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+/// Name of an open node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImageName {
+    exact: Option<String>,
+    options: Map<String, Value>,
+    is_protocol: bool,
+}
+
+/// The options of a driver that belong to the name. One that ends in a dot is all below it.
+fn naming_options(driver: &str) -> &'static [&'static str] {
+    match driver {
+        "file" | "host_device" => &["filename"],
+        "raw" => &["offset", "size"],
+        "null-co" => &["size", "read-zeroes"],
+        "throttle" => &["throttle-group"],
+        "blkdebug" => &[
+            "config",
+            "align",
+            "max-transfer",
+            "opt-write-zero",
+            "max-write-zero",
+            "opt-discard",
+            "max-discard",
+            "inject-error.",
+            "set-state.",
+        ],
+        _ => &[],
+    }
+}
+
+fn belongs(name: &str, patterns: &[&str]) -> bool {
+    patterns
+        .iter()
+        .any(|pattern| name == *pattern || (pattern.ends_with('.') && name.starts_with(pattern)))
+}
+
+impl ImageName {
+    /// The name of a node with this driver.
+    ///
+    /// `given` are its options as they were given, flat ([`super::flatten`],
+    /// [`super::DriverNode::given`]). `children` are the names below it, the main one first; a
+    /// backing file is among them only if options and not the image chose it, and is `None`
+    /// if they chose none.
+    #[must_use]
+    pub fn new(
+        driver: &str,
+        given: &Map<String, Value>,
+        children: &[(&str, Option<&Self>)],
+    ) -> Self {
+        let patterns = naming_options(driver);
+        let own: Map<String, Value> = given
+            .iter()
+            .filter(|(name, _)| belongs(name, patterns))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        let exact = exact_name(driver, &own, children);
+        let mut options = own;
+        options.insert("driver".to_owned(), Value::from(driver));
+        for (child, name) in children {
+            let value = name.map_or(Value::Null, |name| Value::Object(name.options.clone()));
+            options.insert((*child).to_owned(), value);
+        }
+        Self {
+            exact,
+            options,
+            is_protocol: matches!(driver, "file" | "host_device" | "null-co" | "blkdebug"),
+        }
+    }
+
+    /// The plain name, if that says enough.
+    #[must_use]
+    pub fn exact(&self) -> Option<&str> {
+        self.exact.as_deref()
+    }
+
+    /// All options, a tree: what stands behind `json:`.
+    #[must_use]
+    pub fn options(&self) -> &Map<String, Value> {
+        &self.options
+    }
+}
+
+fn exact_name(
+    driver: &str,
+    own: &Map<String, Value>,
+    children: &[(&str, Option<&ImageName>)],
+) -> Option<String> {
+    let main = children.first().and_then(|(_, name)| *name);
+    match driver {
+        "file" | "host_device" => own.get("filename")?.as_str().map(str::to_owned),
+        "null-co" => own.is_empty().then(|| "null-co://".to_owned()),
+        "blkdebug" => {
+            if own.keys().any(|name| name != "config") {
+                return None;
+            }
+            let config = own.get("config").and_then(Value::as_str).unwrap_or("");
+            // A name with a colon would be read as something else.
+            Some(format!("blkdebug:{config}:{}", main?.exact()?))
+        }
+        "throttle" | "copy-on-read" | "copy-before-write" => None,
+        _ => {
+            let says_enough = own.is_empty() && children.len() == 1;
+            let main = main.filter(|main| says_enough && main.is_protocol)?;
+            main.exact.clone()
+        }
+    }
+}
+
+impl fmt::Display for ImageName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.exact {
+            Some(exact) => f.write_str(exact),
+            None => {
+                let mut text = String::new();
+                write_object(&mut text, &self.options);
+                write!(f, "json:{text}")
+            }
+        }
+    }
+}
+
+/// JSON as QEMU writes it: `", "` and `": "` between the parts, ASCII only. Keys are sorted.
+#[must_use]
+pub fn write_json(value: &Value) -> String {
+    let mut text = String::new();
+    write_value(&mut text, value);
+    text
+}
+
+fn write_value(text: &mut String, value: &Value) {
+    match value {
+        Value::String(string) => write_string(text, string),
+        Value::Object(members) => write_object(text, members),
+        Value::Array(elements) => {
+            text.push('[');
+            for (index, element) in elements.iter().enumerate() {
+                text.push_str(if index == 0 { "" } else { ", " });
+                write_value(text, element);
+            }
+            text.push(']');
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => text.push_str(&value.to_string()),
+    }
+}
+
+fn write_object(text: &mut String, members: &Map<String, Value>) {
+    let mut sorted: Vec<_> = members.iter().collect();
+    sorted.sort_by_key(|(key, _)| *key);
+    text.push('{');
+    for (index, (key, value)) in sorted.into_iter().enumerate() {
+        text.push_str(if index == 0 { "" } else { ", " });
+        write_string(text, key);
+        text.push_str(": ");
+        write_value(text, value);
+    }
+    text.push('}');
+}
+
+fn write_string(text: &mut String, string: &str) {
+    text.push('"');
+    for c in string.chars() {
+        match c {
+            '"' => text.push_str("\\\""),
+            '\\' => text.push_str("\\\\"),
+            '\x08' => text.push_str("\\b"),
+            '\x0c' => text.push_str("\\f"),
+            '\n' => text.push_str("\\n"),
+            '\r' => text.push_str("\\r"),
+            '\t' => text.push_str("\\t"),
+            ' '..='~' => text.push(c),
+            _ => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    text.push_str(&format!("\\u{unit:04X}"));
+                }
+            }
+        }
+    }
+    text.push('"');
+}
