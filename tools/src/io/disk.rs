@@ -164,7 +164,10 @@ struct State {
 struct Plan {
     layout: Layout,
     path: String,
+    /// The user only reads.
     read_only: bool,
+    /// The file can only be read.
+    node_read_only: bool,
     cache: CacheMode,
     discard: bool,
 }
@@ -200,7 +203,7 @@ impl Disk {
             shard: shard.clone(),
             state: RefCell::new(Some(state)),
         };
-        if let Err(error) = disk.check_probe(name.unwrap_or_default()).await {
+        if let Err(error) = disk.check_probe().await {
             disk.close().await;
             return Err(error);
         }
@@ -208,7 +211,7 @@ impl Disk {
     }
 
     /// An image without a format must look like none.
-    async fn check_probe(&self, name: &str) -> Result<(), String> {
+    async fn check_probe(&self) -> Result<(), String> {
         if !self.is_probed() {
             return Ok(());
         }
@@ -220,6 +223,7 @@ impl Disk {
             return Err(format!("format '{format}' is not supported yet"));
         }
         if self.is_writable() {
+            let name = self.state(|state| state.plan.path.clone());
             complain(&format!(
                 "WARNING: Image format was not specified for '{name}' and probing guessed \
                  raw.\n         Automatically detecting the format is dangerous for raw images, \
@@ -520,7 +524,7 @@ impl State {
         let mut graph = Graph::new();
         let file = NodeSpec::File {
             path: PathBuf::from(&plan.path),
-            write: !plan.read_only,
+            write: !plan.node_read_only,
             cache: plan.cache.cache,
             discard: plan.discard,
         };
@@ -640,6 +644,7 @@ impl Plan {
             layout: Layout::File,
             path: String::new(),
             read_only: flags.read_only,
+            node_read_only: flags.read_only,
             cache: flags.cache,
             discard: flags.discard,
         };
@@ -668,7 +673,7 @@ impl Plan {
     /// Options which every node has.
     fn take_common(&mut self, prefix: &str, options: &mut Options) -> Result<(), String> {
         if let Some(on) = take_switch(options, &format!("{prefix}read-only"))? {
-            self.read_only = on;
+            self.node_read_only |= on;
         }
         if let Some(on) = take_switch(options, &format!("{prefix}cache.direct"))? {
             self.cache.cache = if on { Cache::Direct } else { Cache::Buffered };
@@ -694,9 +699,7 @@ impl Plan {
         if flags.copy_on_read && self.read_only {
             return Err("Can't use copy-on-read on read-only device".into());
         }
-        if flags.copy_on_read {
-            return Err("copy-on-read is not supported yet".into());
-        }
+        // Otherwise copy-on-read has nothing to do: there is nothing below raw.
         if flags.snapshot {
             return Err("temporary overlays (-s) are not supported yet".into());
         }
@@ -751,17 +754,15 @@ impl Plan {
             plan.cache = cache;
         }
         plan.take_common("", &mut options)?;
-        if plan.read_only && !self.read_only {
+        if plan.node_read_only && !self.read_only {
             return Err(format!(
                 "Read-only block node '{NODE_NAME}' cannot support read-write users"
             ));
         }
-        if self.read_only {
-            // Only the user gives itself the right to write.
-            plan.read_only = true;
-        }
         if let Some(read_only) = changes.read_only {
+            // Only this way the user gets the right to write, and gives it up.
             plan.read_only = read_only;
+            plan.node_read_only = read_only;
         }
         let driver = match plan.layout {
             Layout::File => "file",
@@ -809,6 +810,9 @@ fn take_number(options: &mut Options, key: &str) -> Result<Option<u64>, String> 
     };
     match number::size(&value) {
         Ok(number) => Ok(Some(number)),
-        Err(_) => Err(format!("Parameter '{key}' expects a size")),
+        Err(_) => Err(format!(
+            "Parameter '{key}' expects a non-negative number below 2^64\nOptional suffix k, M, \
+             G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
+        )),
     }
 }

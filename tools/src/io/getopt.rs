@@ -98,6 +98,13 @@ impl<'a> Getopt<'a> {
         self.others
     }
 
+    /// These, and all words that were not looked at.
+    pub(crate) fn rest(self) -> Vec<String> {
+        let mut words = self.others;
+        words.extend_from_slice(self.words.get(self.next..).unwrap_or_default());
+        words
+    }
+
     /// The next option; none at the end.
     ///
     /// # Errors

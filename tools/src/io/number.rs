@@ -31,9 +31,11 @@ impl SizeError {
 pub(crate) fn size(text: &str) -> Result<u64, SizeError> {
     let text = text.trim_start_matches(is_space);
     if let Some(magnitude) = text.strip_prefix('-') {
-        // A negative number is a number, but only without suffix or fraction.
-        return Err(match unsigned(magnitude) {
-            Some((_, "")) => SizeError::TooLarge,
+        // A negative number is a number, but not in every form.
+        let digits = magnitude.strip_prefix('.').unwrap_or(magnitude);
+        return Err(match split_digits(digits, 10) {
+            ("", _, _) => SizeError::Malformed,
+            (_, "", _) => SizeError::TooLarge,
             _ => SizeError::Malformed,
         });
     }
@@ -77,15 +79,6 @@ fn split_digits(text: &str, radix: u32) -> (&str, &str, Option<u64>) {
     (digits, rest, number)
 }
 
-/// Decimal or hexadecimal digits and the rest.
-fn unsigned(text: &str) -> Option<(Option<u64>, &str)> {
-    let (digits, rest, number) = match hexadecimal(text) {
-        Some(digits) => split_digits(digits, 16),
-        None => split_digits(text, 10),
-    };
-    (!digits.is_empty()).then_some((number, rest))
-}
-
 fn hexadecimal_size(text: &str) -> Result<u64, SizeError> {
     let (_, rest, number) = split_digits(text, 16);
     if !rest.is_empty() {
@@ -106,16 +99,29 @@ fn decimal_size(text: &str) -> Result<u64, SizeError> {
     if whole.is_empty() && fraction.is_empty() {
         return Err(SizeError::Malformed);
     }
+    let Some(whole) = number else {
+        return Err(if rest.is_empty() {
+            SizeError::TooLarge
+        } else {
+            SizeError::Malformed
+        });
+    };
     let unit = unit(suffix).ok_or(SizeError::Malformed)?;
-    let fraction: f64 = format!("0.{fraction}0")
+    let mut fraction: f64 = format!("0.{fraction}0")
         .parse()
         .map_err(|_| SizeError::Malformed)?;
+    let mut units = Some(whole);
+    if fraction >= 1.0 {
+        // So many nines are one.
+        units = whole.checked_add(1);
+        fraction = 0.0;
+    }
     if fraction > 0.0 && unit == 1 {
         return Err(SizeError::Malformed);
     }
     let part = rounded(fraction, unit);
-    number
-        .and_then(|number| number.checked_mul(unit))
+    units
+        .and_then(|units| units.checked_mul(unit))
         .and_then(|bytes| bytes.checked_add(part))
         .ok_or(SizeError::TooLarge)
 }
@@ -222,6 +228,8 @@ mod tests {
             ("1.0", 1),
             ("0.0", 0),
             ("1.k", 1024),
+            ("1.99999999999999999999", 2),
+            (".99999999999999999999b", 1),
             ("9223372036854775807", (1 << 63) - 1),
         ] {
             assert_eq!(size(text), Ok(expected), "{text}");
@@ -231,8 +239,37 @@ mod tests {
     #[test]
     fn what_is_no_size() {
         for text in [
-            "", "x", "1.1", "0.5", "0.3b", ".", ".k", "1e3", "1.5e3", "nan", "inf", "0x", "0b1",
-            "512_", "0x1k", "kb", "1kb", "1KiB", "1MB", "-1k", "-", "--1", "+-1", "- 1",
+            "",
+            "x",
+            "1.1",
+            "0.5",
+            "0.3b",
+            ".",
+            ".k",
+            "1e3",
+            "1.5e3",
+            "nan",
+            "inf",
+            "0x",
+            "0b1",
+            "512_",
+            "0x1k",
+            "kb",
+            "1kb",
+            "1KiB",
+            "1MB",
+            "-1k",
+            "-0x1",
+            "-1.5",
+            "-1.",
+            "-.",
+            "-.5k",
+            "18446744073709551616b",
+            "99999999999999999999k",
+            "-",
+            "--1",
+            "+-1",
+            "- 1",
         ] {
             assert_eq!(size(text), Err(SizeError::Malformed), "{text}");
         }
@@ -243,7 +280,7 @@ mod tests {
             "8e",
             "9223372036854775808",
             "18446744073709551616",
-            "99999999999999999999k",
+            "-.5",
             "0xffffffffffffffff",
             "0x10000000000000000",
         ] {

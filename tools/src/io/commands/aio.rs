@@ -13,7 +13,7 @@ use crate::io::shell::Shell;
 
 pub(super) const AIO_READ: Command = Command {
     name: "aio_read",
-    arguments: "[-Ciqrv] [-P pattern] off len [len..]",
+    arguments: Some("[-Ciqrv] [-P pattern] off len [len..]"),
     one_line: "asynchronously reads a number of bytes",
     help: "
  Begins to read a range of the open image into one buffer for each len. The
@@ -39,7 +39,7 @@ pub(super) const AIO_READ: Command = Command {
 
 pub(super) const AIO_WRITE: Command = Command {
     name: "aio_write",
-    arguments: "[-Cfiqruz] [-P pattern] off len [len..]",
+    arguments: Some("[-Cfiqruz] [-P pattern] off len [len..]"),
     one_line: "asynchronously writes a number of bytes",
     help: "
  Begins to write a range of the open image from one buffer for each len, with

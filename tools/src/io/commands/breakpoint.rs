@@ -9,7 +9,7 @@ use crate::io::shell::Shell;
 
 pub(super) const BREAK: Command = Command {
     name: "break",
-    arguments: "event tag",
+    arguments: Some("event tag"),
     one_line: "sets a breakpoint on event and tags the stopped request as tag",
     min: 2,
     max: Some(2),
@@ -19,7 +19,7 @@ pub(super) const BREAK: Command = Command {
 
 pub(super) const REMOVE_BREAK: Command = Command {
     name: "remove_break",
-    arguments: "tag",
+    arguments: Some("tag"),
     one_line: "remove a breakpoint by tag",
     min: 1,
     max: Some(1),
@@ -29,7 +29,7 @@ pub(super) const REMOVE_BREAK: Command = Command {
 
 pub(super) const RESUME: Command = Command {
     name: "resume",
-    arguments: "tag",
+    arguments: Some("tag"),
     one_line: "resumes the request tagged as tag",
     min: 1,
     max: Some(1),
@@ -39,7 +39,7 @@ pub(super) const RESUME: Command = Command {
 
 pub(super) const WAIT_BREAK: Command = Command {
     name: "wait_break",
-    arguments: "tag",
+    arguments: Some("tag"),
     one_line: "waits for the suspension of a request",
     min: 1,
     max: Some(1),

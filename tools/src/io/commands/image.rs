@@ -11,7 +11,7 @@ use crate::io::shell::Shell;
 pub(super) const OPEN: Command = Command {
     name: "open",
     alias: "o",
-    arguments: "[-rsCnkU] [-t cache] [-d discard] [-o options] [path]",
+    arguments: Some("[-rsCnkU] [-t cache] [-d discard] [-o options] [path]"),
     one_line: "open the file specified by path",
     help: "
  Opens an image for the commands that follow. What the program was told about
@@ -53,7 +53,7 @@ pub(super) const CLOSE: Command = Command {
 
 pub(super) const REOPEN: Command = Command {
     name: "reopen",
-    arguments: "[(-r|-w)] [-c cache] [-o options]",
+    arguments: Some("[(-r|-w)] [-c cache] [-o options]"),
     one_line: "reopens an image with new options",
     help: "
  Opens the open image in another way, without letting go of it.

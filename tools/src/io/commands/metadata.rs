@@ -19,7 +19,7 @@ pub(super) const LENGTH: Command = Command {
 pub(super) const TRUNCATE: Command = Command {
     name: "truncate",
     alias: "t",
-    arguments: "[-m prealloc_mode] off",
+    arguments: Some("[-m prealloc_mode] off"),
     one_line: "truncates the current file at the given offset",
     min: 1,
     max: Some(3),
@@ -39,7 +39,7 @@ pub(super) const INFO: Command = Command {
 pub(super) const ALLOC: Command = Command {
     name: "alloc",
     alias: "a",
-    arguments: "offset [count]",
+    arguments: Some("offset [count]"),
     one_line: "checks if offset is allocated in the file",
     min: 1,
     max: Some(2),
@@ -49,6 +49,7 @@ pub(super) const ALLOC: Command = Command {
 
 pub(super) const MAP: Command = Command {
     name: "map",
+    arguments: Some(""),
     one_line: "prints the allocated areas of a file",
     run: |shell, _| Box::pin(map(shell)),
     ..PLAIN

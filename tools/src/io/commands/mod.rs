@@ -70,7 +70,8 @@ type Run = for<'a> fn(&'a Rc<Shell>, &'a Call) -> Pin<Box<dyn Future<Output = Ou
 pub(crate) struct Command {
     name: &'static str,
     alias: &'static str,
-    arguments: &'static str,
+    /// `map` alone has an empty text here, and scripts see its blank.
+    arguments: Option<&'static str>,
     one_line: &'static str,
     /// More about it, if there is more.
     help: &'static str,
@@ -85,7 +86,7 @@ pub(crate) struct Command {
 const PLAIN: Command = Command {
     name: "",
     alias: "",
-    arguments: "",
+    arguments: None,
     one_line: "",
     help: "",
     min: 0,
@@ -144,17 +145,10 @@ impl Command {
     }
 
     fn usage_as(&self, name: &str) -> String {
-        let blank = if self.min == 0 && self.arguments.is_empty() && !self.has_blank() {
-            ""
-        } else {
-            " "
-        };
-        format!("{name}{blank}{} -- {}", self.arguments, self.one_line)
-    }
-
-    /// `map` alone has an empty text of arguments, and scripts see its blank.
-    fn has_blank(&self) -> bool {
-        self.name == "map"
+        match self.arguments {
+            Some(arguments) => format!("{name} {arguments} -- {}", self.one_line),
+            None => format!("{name} -- {}", self.one_line),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::io::shell::Shell;
 pub(super) const HELP: Command = Command {
     name: "help",
     alias: "?",
-    arguments: "[command]",
+    arguments: Some("[command]"),
     one_line: "help for one or all commands",
     max: Some(1),
     needs: Needs::Nothing,
@@ -44,7 +44,7 @@ pub(super) const SLEEP: Command = Command {
 
 pub(super) const SIGRAISE: Command = Command {
     name: "sigraise",
-    arguments: "signal",
+    arguments: Some("signal"),
     one_line: "raises a signal",
     help: "
  Sends this program a signal, by its number.

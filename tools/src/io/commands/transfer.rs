@@ -15,7 +15,7 @@ use crate::io::shell::Shell;
 pub(super) const READ: Command = Command {
     name: "read",
     alias: "r",
-    arguments: "[-abCqrv] [-P pattern [-s off] [-l len]] off len",
+    arguments: Some("[-abCqrv] [-P pattern [-s off] [-l len]] off len"),
     one_line: "reads a number of bytes at a specified offset",
     help: "
  Reads a range of the open image and shows how long that took.
@@ -41,7 +41,7 @@ pub(super) const READ: Command = Command {
 
 pub(super) const READV: Command = Command {
     name: "readv",
-    arguments: "[-Cqrv] [-P pattern] off len [len..]",
+    arguments: Some("[-Cqrv] [-P pattern] off len [len..]"),
     one_line: "reads a number of bytes at a specified offset",
     help: "
  Reads a range of the open image into several buffers, one for each len.
@@ -64,7 +64,7 @@ pub(super) const READV: Command = Command {
 pub(super) const WRITE: Command = Command {
     name: "write",
     alias: "w",
-    arguments: "[-bcCfnqruz] [-P pattern | -s source_file] off len",
+    arguments: Some("[-bcCfnqruz] [-P pattern | -s source_file] off len"),
     one_line: "writes a number of bytes at a specified offset",
     help: "
  Writes a range of the open image, with the byte 0xcd unless told otherwise,
@@ -95,7 +95,7 @@ pub(super) const WRITE: Command = Command {
 
 pub(super) const WRITEV: Command = Command {
     name: "writev",
-    arguments: "[-Cfqr] [-P pattern] off len [len..]",
+    arguments: Some("[-Cfqr] [-P pattern] off len [len..]"),
     one_line: "writes a number of bytes at a specified offset",
     help: "
  Writes a range of the open image from several buffers, one for each len.
@@ -119,7 +119,7 @@ pub(super) const WRITEV: Command = Command {
 pub(super) const DISCARD: Command = Command {
     name: "discard",
     alias: "d",
-    arguments: "[-Cq] off len",
+    arguments: Some("[-Cq] off len"),
     one_line: "discards a number of bytes at a specified offset",
     help: "
  Tells the open image that a range is no longer needed.

@@ -6,12 +6,13 @@ use std::rc::Rc;
 use super::memory::{FILL, Memory, offset_and_lengths, sum};
 use super::{Call, Command, Failure, Outcome, PLAIN, size};
 use crate::io::disk::ZoneOperation;
+use crate::io::output::complain;
 use crate::io::shell::Shell;
 
 pub(super) const REPORT: Command = Command {
     name: "zone_report",
     alias: "zrp",
-    arguments: "offset number",
+    arguments: Some("offset number"),
     one_line: "report zone information",
     min: 2,
     max: Some(2),
@@ -22,7 +23,7 @@ pub(super) const REPORT: Command = Command {
 pub(super) const OPEN: Command = Command {
     name: "zone_open",
     alias: "zo",
-    arguments: "offset len",
+    arguments: Some("offset len"),
     one_line: "explicit open a range of zones in zone block device",
     min: 2,
     max: Some(2),
@@ -33,7 +34,7 @@ pub(super) const OPEN: Command = Command {
 pub(super) const CLOSE: Command = Command {
     name: "zone_close",
     alias: "zc",
-    arguments: "offset len",
+    arguments: Some("offset len"),
     one_line: "close a range of zones in zone block device",
     min: 2,
     max: Some(2),
@@ -44,7 +45,7 @@ pub(super) const CLOSE: Command = Command {
 pub(super) const FINISH: Command = Command {
     name: "zone_finish",
     alias: "zf",
-    arguments: "offset len",
+    arguments: Some("offset len"),
     one_line: "finish a range of zones in zone block device",
     min: 2,
     max: Some(2),
@@ -55,7 +56,7 @@ pub(super) const FINISH: Command = Command {
 pub(super) const RESET: Command = Command {
     name: "zone_reset",
     alias: "zrs",
-    arguments: "offset len",
+    arguments: Some("offset len"),
     one_line: "reset a zone write pointer in zone block device",
     min: 2,
     max: Some(2),
@@ -66,7 +67,7 @@ pub(super) const RESET: Command = Command {
 pub(super) const APPEND: Command = Command {
     name: "zone_append",
     alias: "zap",
-    arguments: "offset len [len..]",
+    arguments: Some("offset len [len..]"),
     one_line: "append write a number of bytes at a specified offset",
     min: 3,
     max: Some(4),
@@ -98,12 +99,16 @@ async fn manage(shell: &Rc<Shell>, call: &Call, operation: ZoneOperation, what: 
 }
 
 async fn append(shell: &Rc<Shell>, call: &Call) -> Outcome {
-    let mut shows_sector = false;
+    // One option is looked for, and any that is found counts as this one.
     let mut getopt = call.getopt("p");
-    while getopt.next()?.is_some() {
-        shows_sector = true;
-    }
-    let words = getopt.others();
+    let shows_sector = match getopt.next() {
+        Ok(given) => given.is_some(),
+        Err(unusable) => {
+            complain(&unusable.to_string());
+            true
+        }
+    };
+    let words = getopt.rest();
     let (offset, lengths) = offset_and_lengths(&words)?;
     let offset = size(offset)?;
     let len = sum(lengths)?;
