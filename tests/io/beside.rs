@@ -95,9 +95,15 @@ impl Beside {
     /// Both images must hold the same.
     #[track_caller]
     pub(crate) fn same_images(&self) {
+        self.same_images_after(&[]);
+    }
+
+    /// The same after these words, which are told if not.
+    #[track_caller]
+    pub(crate) fn same_images_after(&self, words: &[&str]) {
         let [theirs, ours] = self.directories().map(|path| content(&path.join(IMAGE)));
         let differs = theirs.iter().zip(&ours).position(|(a, b)| a != b);
-        assert_eq!(differs, None, "the first byte that differs");
+        assert_eq!(differs, None, "the first byte that differs; {words:?}");
         assert_eq!(theirs.len(), ours.len());
     }
 

@@ -139,7 +139,7 @@ impl Parsed {
             'C' => flags.copy_on_read = true,
             'm' => self.args.misalign = true,
             'k' => flags.native_aio = true,
-            'i' => flags.native_aio = aio_is_native(&value).map_err(Refusal::Error)?,
+            'i' => flags.native_aio |= aio_is_native(&value).map_err(Refusal::Error)?,
             'd' => flags.discard = discard_mode(&value).map_err(Refusal::Error)?,
             't' => flags.cache = CacheMode::parse(&value).map_err(Refusal::Error)?,
             'U' => flags.force_share = true,

@@ -164,10 +164,11 @@ struct State {
 struct Plan {
     layout: Layout,
     path: String,
-    /// The user only reads.
-    read_only: bool,
     /// The file can only be read.
-    node_read_only: bool,
+    read_only: bool,
+    /// The user has asked to write: then the file cannot become read-only
+    /// without the user's consent.
+    user_writes: bool,
     cache: CacheMode,
     discard: bool,
 }
@@ -197,13 +198,15 @@ impl Disk {
         options: Options,
         flags: OpenFlags,
     ) -> Result<Self, String> {
-        let plan = Plan::new(name, options, flags)?;
+        let (plan, left) = Plan::new(name, options, flags)?;
         let state = State::new(shard, plan).await?;
         let disk = Self {
             shard: shard.clone(),
             state: RefCell::new(Some(state)),
         };
-        if let Err(error) = disk.check_probe().await {
+        // In this order: the format learns of its options once it is known.
+        let checked = disk.check_probe().await;
+        if let Err(error) = checked.and(left.map_or(Ok(()), Err)) {
             disk.close().await;
             return Err(error);
         }
@@ -292,9 +295,23 @@ impl Disk {
         self.state(|state| state.plan.cache)
     }
 
-    /// Whether the user of the image may write.
-    pub(crate) fn is_writable(&self) -> bool {
+    fn is_writable(&self) -> bool {
         self.state(|state| !state.plan.read_only)
+    }
+
+    /// The user wants to write from now on.
+    ///
+    /// # Errors
+    ///
+    /// The reason why not.
+    pub(crate) fn claim_writing(&self) -> Result<(), String> {
+        match self.state.borrow_mut().as_mut() {
+            Some(state) if !state.plan.read_only => {
+                state.plan.user_writes = true;
+                Ok(())
+            }
+            _ => Err(GraphError::ReadOnly.to_string()),
+        }
     }
 
     /// Bytes.
@@ -524,7 +541,7 @@ impl State {
         let mut graph = Graph::new();
         let file = NodeSpec::File {
             path: PathBuf::from(&plan.path),
-            write: !plan.node_read_only,
+            write: !plan.read_only,
             cache: plan.cache.cache,
             discard: plan.discard,
         };
@@ -540,7 +557,7 @@ impl State {
         };
         let access = Access {
             read: true,
-            write: !plan.read_only,
+            write: !plan.read_only || plan.user_writes,
             alone_writing: false,
         };
         let (user, attachment) = graph
@@ -561,7 +578,6 @@ impl State {
 }
 
 /// The graph's texts follow QEMU, but for these.
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn reason(error: GraphError) -> String {
     match error {
         GraphError::Open(OpenError::WrongKind {
@@ -629,7 +645,12 @@ fn no_such_driver(name: &str) -> String {
 }
 
 impl Plan {
-    fn new(name: Option<&str>, mut options: Options, flags: OpenFlags) -> Result<Self, String> {
+    /// Also answers what is wrong with options that no driver took.
+    fn new(
+        name: Option<&str>,
+        mut options: Options,
+        flags: OpenFlags,
+    ) -> Result<(Self, Option<String>), String> {
         let driver = options.take("driver");
         let has_file = name.is_some() || options.iter().any(|(key, _)| key.starts_with("file."));
         if driver.is_none() && !has_file {
@@ -644,7 +665,7 @@ impl Plan {
             layout: Layout::File,
             path: String::new(),
             read_only: flags.read_only,
-            node_read_only: flags.read_only,
+            user_writes: !flags.read_only,
             cache: flags.cache,
             discard: flags.discard,
         };
@@ -658,22 +679,21 @@ impl Plan {
             };
         }
         plan.take_file(if is_raw { "file." } else { "" }, name, &mut options)?;
-        match options.iter().next() {
-            None => Ok(plan),
-            Some((key, _)) if is_raw && !key.starts_with("file.") => Err(format!(
-                "Block format 'raw' does not support the option '{key}'"
-            )),
-            Some((key, _)) => Err(format!(
-                "Block protocol 'file' doesn't support the option '{}'",
-                key.strip_prefix("file.").unwrap_or(key)
-            )),
-        }
+        let left = options.iter().next().map(|(key, _)| {
+            if is_raw && !key.starts_with("file.") {
+                format!("Block format 'raw' does not support the option '{key}'")
+            } else {
+                let key = key.strip_prefix("file.").unwrap_or(key);
+                format!("Block protocol 'file' doesn't support the option '{key}'")
+            }
+        });
+        Ok((plan, left))
     }
 
     /// Options which every node has.
     fn take_common(&mut self, prefix: &str, options: &mut Options) -> Result<(), String> {
         if let Some(on) = take_switch(options, &format!("{prefix}read-only"))? {
-            self.node_read_only |= on;
+            self.read_only = on;
         }
         if let Some(on) = take_switch(options, &format!("{prefix}cache.direct"))? {
             self.cache.cache = if on { Cache::Direct } else { Cache::Buffered };
@@ -754,15 +774,14 @@ impl Plan {
             plan.cache = cache;
         }
         plan.take_common("", &mut options)?;
-        if plan.node_read_only && !self.read_only {
+        if plan.read_only && self.user_writes && !self.read_only {
             return Err(format!(
                 "Read-only block node '{NODE_NAME}' cannot support read-write users"
             ));
         }
         if let Some(read_only) = changes.read_only {
-            // Only this way the user gets the right to write, and gives it up.
             plan.read_only = read_only;
-            plan.node_read_only = read_only;
+            plan.user_writes &= !read_only;
         }
         let driver = match plan.layout {
             Layout::File => "file",

@@ -140,8 +140,8 @@ impl Shell {
             return Err(Failure::Told("no file open, try 'help open'".into()));
         }
         call.check_count().map_err(Failure::Told)?;
-        if command.needs == Needs::Writing && !self.disk().is_writable() {
-            return Err(Failure::Error("Block node is read-only".into()));
+        if command.needs == Needs::Writing {
+            self.disk().claim_writing().map_err(Failure::Error)?;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::io::shell::Shell;
 
 pub(super) const OPEN: Command = Command {
     name: "open",
-    alias: "o",
+    alias: Some("o"),
     arguments: Some("[-rsCnkU] [-t cache] [-d discard] [-o options] [path]"),
     one_line: "open the file specified by path",
     help: "
@@ -35,12 +35,11 @@ pub(super) const OPEN: Command = Command {
     max: None,
     needs: Needs::Nothing,
     run: |shell, call| Box::pin(open(shell, call)),
-    ..PLAIN
 };
 
 pub(super) const CLOSE: Command = Command {
     name: "close",
-    alias: "c",
+    alias: Some("c"),
     one_line: "close the current open file",
     run: |shell, _| {
         Box::pin(async {
@@ -81,7 +80,7 @@ async fn open(shell: &Rc<Shell>, call: &Call) -> Outcome {
             'C' => flags.copy_on_read = true,
             'r' => flags.read_only = true,
             'k' => flags.native_aio = true,
-            'i' => flags.native_aio = aio_is_native(&given.value()).map_err(Failure::Error)?,
+            'i' => flags.native_aio |= aio_is_native(&given.value()).map_err(Failure::Error)?,
             't' => flags.cache = CacheMode::parse(&given.value()).map_err(Failure::Error)?,
             'd' => flags.discard = discard_mode(&given.value()).map_err(Failure::Error)?,
             'U' => flags.force_share = true,

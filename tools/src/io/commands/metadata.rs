@@ -10,7 +10,7 @@ use crate::io::shell::Shell;
 
 pub(super) const LENGTH: Command = Command {
     name: "length",
-    alias: "l",
+    alias: Some("l"),
     one_line: "gets the length of the current file",
     run: |shell, _| Box::pin(std::future::ready(length(shell))),
     ..PLAIN
@@ -18,7 +18,7 @@ pub(super) const LENGTH: Command = Command {
 
 pub(super) const TRUNCATE: Command = Command {
     name: "truncate",
-    alias: "t",
+    alias: Some("t"),
     arguments: Some("[-m prealloc_mode] off"),
     one_line: "truncates the current file at the given offset",
     min: 1,
@@ -30,7 +30,7 @@ pub(super) const TRUNCATE: Command = Command {
 
 pub(super) const INFO: Command = Command {
     name: "info",
-    alias: "i",
+    alias: Some("i"),
     one_line: "prints information about the current file",
     run: |shell, _| Box::pin(std::future::ready(info(shell))),
     ..PLAIN
@@ -38,7 +38,7 @@ pub(super) const INFO: Command = Command {
 
 pub(super) const ALLOC: Command = Command {
     name: "alloc",
-    alias: "a",
+    alias: Some("a"),
     arguments: Some("offset [count]"),
     one_line: "checks if offset is allocated in the file",
     min: 1,
@@ -79,7 +79,6 @@ async fn truncate(shell: &Rc<Shell>, call: &Call) -> Outcome {
         None => Err(SizeError::Malformed),
     };
     let size = parsed.map_err(|error| bad_size(error, blamed))?;
-    shell.drain().await;
     let result = shell.disk().truncate(size, mode).await;
     result.map_err(Failure::Error)
 }

@@ -69,7 +69,7 @@ type Run = for<'a> fn(&'a Rc<Shell>, &'a Call) -> Pin<Box<dyn Future<Output = Ou
 /// A command of the shell.
 pub(crate) struct Command {
     name: &'static str,
-    alias: &'static str,
+    alias: Option<&'static str>,
     /// `map` alone has an empty text here, and scripts see its blank.
     arguments: Option<&'static str>,
     one_line: &'static str,
@@ -85,7 +85,7 @@ pub(crate) struct Command {
 /// What most commands have, to be spread into one.
 const PLAIN: Command = Command {
     name: "",
-    alias: "",
+    alias: None,
     arguments: None,
     one_line: "",
     help: "",
@@ -135,7 +135,7 @@ static COMMANDS: &[Command] = &[
 pub(crate) fn find(word: &str) -> Option<&'static Command> {
     COMMANDS
         .iter()
-        .find(|command| command.name == word || command.alias == word)
+        .find(|command| command.name == word || command.alias == Some(word))
 }
 
 impl Command {
@@ -204,8 +204,8 @@ mod tests {
         assert!(COMMANDS.is_sorted_by_key(|command| command.name));
         let mut names: Vec<_> = COMMANDS
             .iter()
-            .flat_map(|command| [command.name, command.alias])
-            .filter(|name| !name.is_empty())
+            .flat_map(|command| [Some(command.name), command.alias])
+            .flatten()
             .collect();
         let count = names.len();
         names.sort_unstable();

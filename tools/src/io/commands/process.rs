@@ -10,7 +10,7 @@ use crate::io::shell::Shell;
 
 pub(super) const HELP: Command = Command {
     name: "help",
-    alias: "?",
+    alias: Some("?"),
     arguments: Some("[command]"),
     one_line: "help for one or all commands",
     max: Some(1),
@@ -21,7 +21,7 @@ pub(super) const HELP: Command = Command {
 
 pub(super) const QUIT: Command = Command {
     name: "quit",
-    alias: "q",
+    alias: Some("q"),
     one_line: "exit the program",
     max: None,
     needs: Needs::Nothing,

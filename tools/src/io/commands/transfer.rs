@@ -14,7 +14,7 @@ use crate::io::shell::Shell;
 
 pub(super) const READ: Command = Command {
     name: "read",
-    alias: "r",
+    alias: Some("r"),
     arguments: Some("[-abCqrv] [-P pattern [-s off] [-l len]] off len"),
     one_line: "reads a number of bytes at a specified offset",
     help: "
@@ -63,7 +63,7 @@ pub(super) const READV: Command = Command {
 
 pub(super) const WRITE: Command = Command {
     name: "write",
-    alias: "w",
+    alias: Some("w"),
     arguments: Some("[-bcCfnqruz] [-P pattern | -s source_file] off len"),
     one_line: "writes a number of bytes at a specified offset",
     help: "
@@ -90,7 +90,6 @@ pub(super) const WRITE: Command = Command {
     max: None,
     needs: Needs::Writing,
     run: |shell, call| Box::pin(write(shell, call)),
-    ..PLAIN
 };
 
 pub(super) const WRITEV: Command = Command {
@@ -118,7 +117,7 @@ pub(super) const WRITEV: Command = Command {
 
 pub(super) const DISCARD: Command = Command {
     name: "discard",
-    alias: "d",
+    alias: Some("d"),
     arguments: Some("[-Cq] off len"),
     one_line: "discards a number of bytes at a specified offset",
     help: "
@@ -134,12 +133,11 @@ pub(super) const DISCARD: Command = Command {
     max: None,
     needs: Needs::Writing,
     run: |shell, call| Box::pin(discard(shell, call)),
-    ..PLAIN
 };
 
 pub(super) const FLUSH: Command = Command {
     name: "flush",
-    alias: "f",
+    alias: Some("f"),
     one_line: "flush all in-core file state to disk",
     run: |shell, _| Box::pin(flush(shell)),
     ..PLAIN

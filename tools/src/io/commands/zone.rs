@@ -11,7 +11,7 @@ use crate::io::shell::Shell;
 
 pub(super) const REPORT: Command = Command {
     name: "zone_report",
-    alias: "zrp",
+    alias: Some("zrp"),
     arguments: Some("offset number"),
     one_line: "report zone information",
     min: 2,
@@ -22,7 +22,7 @@ pub(super) const REPORT: Command = Command {
 
 pub(super) const OPEN: Command = Command {
     name: "zone_open",
-    alias: "zo",
+    alias: Some("zo"),
     arguments: Some("offset len"),
     one_line: "explicit open a range of zones in zone block device",
     min: 2,
@@ -33,7 +33,7 @@ pub(super) const OPEN: Command = Command {
 
 pub(super) const CLOSE: Command = Command {
     name: "zone_close",
-    alias: "zc",
+    alias: Some("zc"),
     arguments: Some("offset len"),
     one_line: "close a range of zones in zone block device",
     min: 2,
@@ -44,7 +44,7 @@ pub(super) const CLOSE: Command = Command {
 
 pub(super) const FINISH: Command = Command {
     name: "zone_finish",
-    alias: "zf",
+    alias: Some("zf"),
     arguments: Some("offset len"),
     one_line: "finish a range of zones in zone block device",
     min: 2,
@@ -55,7 +55,7 @@ pub(super) const FINISH: Command = Command {
 
 pub(super) const RESET: Command = Command {
     name: "zone_reset",
-    alias: "zrs",
+    alias: Some("zrs"),
     arguments: Some("offset len"),
     one_line: "reset a zone write pointer in zone block device",
     min: 2,
@@ -66,7 +66,7 @@ pub(super) const RESET: Command = Command {
 
 pub(super) const APPEND: Command = Command {
     name: "zone_append",
-    alias: "zap",
+    alias: Some("zap"),
     arguments: Some("offset len [len..]"),
     one_line: "append write a number of bytes at a specified offset",
     min: 3,
