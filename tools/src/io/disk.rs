@@ -584,6 +584,9 @@ fn reason(error: GraphError) -> String {
             path,
             what: "a directory",
         }) => format!("Could not open '{}': Is a directory", path.display()),
+        GraphError::Unaligned(_) => "Cannot get 'write' permission without 'resize': Image size \
+                                     is not a multiple of request alignment"
+            .into(),
         error => error.to_string(),
     }
 }
