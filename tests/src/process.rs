@@ -1,6 +1,6 @@
 //! Programs under a time limit, and waiting for events.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -77,9 +77,27 @@ impl Running {
     ///
     /// It cannot be started.
     pub fn start(command: &mut Command) -> Self {
+        Self::start_with(command, Stdio::null())
+    }
+
+    /// Starts a program that reads this text from a pipe.
+    ///
+    /// # Panics
+    ///
+    /// It cannot be started.
+    pub fn start_asking(command: &mut Command, text: &str) -> Self {
+        let mut running = Self::start_with(command, Stdio::piped());
+        let input = running.child.stdin.take();
+        let text = text.to_owned();
+        // It may end before it has read all.
+        thread::spawn(move || input.map(|mut input| input.write_all(text.as_bytes())));
+        running
+    }
+
+    fn start_with(command: &mut Command, input: Stdio) -> Self {
         let text = format!("{command:?}");
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

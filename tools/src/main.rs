@@ -8,9 +8,11 @@
 
 mod bench;
 mod daemon;
+mod io;
 mod nodes;
 mod report;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -29,12 +31,23 @@ enum Command {
     Bench(Box<bench::args::Args>),
     /// The storage daemon (in this version only --version)
     Daemon(daemon::Args),
+    /// Read, write and change a disk image by commands, as qemu-io does
+    #[command(disable_help_flag = true)]
+    Io {
+        /// Options and a file, as of qemu-io; see 'ringback io -h'
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<OsString>,
+    },
 }
 
 /// The exit status of a run whose verification failed.
 const EXIT_DIFFERENT: u8 = 3;
 
 fn main() -> ExitCode {
+    // Before clap: its options and messages are those of qemu-io.
+    if let Some(status) = io::run_if_called(std::env::args_os()) {
+        return status;
+    }
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_target(false)
@@ -43,6 +56,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Bench(args) => bench::run(&args),
         Command::Daemon(args) => daemon::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Io { words } => Ok(io::run_words(words)),
     };
     result.unwrap_or_else(|message| {
         eprintln!("ringback: {message}");
