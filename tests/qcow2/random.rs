@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use ringback_block::format::qcow2;
-use ringback_block::graph::{Access, Graph, NodeSpec, UserId};
+use ringback_block::graph::{Access, Graph, NodeSpec, Qcow2Spec, UserId};
 use ringback_block::port::{Attachment, Port};
 use ringback_block::request::ZeroFlags;
 use ringback_block::span::Span;
@@ -188,13 +188,13 @@ async fn open(
                 offset: 0,
                 size: None,
             },
-            _ => NodeSpec::Qcow2 {
+            _ => NodeSpec::Qcow2(Qcow2Spec {
                 file: "base-file".into(),
                 backing: None,
                 data_file: None,
                 options: qcow2::OpenOptions::new(false),
                 force_share: false,
-            },
+            }),
         };
         graph.add(shard, "base", spec).await.expect("a backing");
         backing = Some("base".to_owned());
@@ -216,13 +216,13 @@ async fn open(
         options.l2_cache_entry_size = Some(512);
         options.refcount_cache_size = Some(0);
     }
-    let spec = NodeSpec::Qcow2 {
+    let spec = NodeSpec::Qcow2(Qcow2Spec {
         file: "file".into(),
         backing,
         data_file,
         options,
         force_share: false,
-    };
+    });
     graph.add(shard, "disk", spec).await.expect("an image");
     let access = Access {
         read: true,

@@ -102,6 +102,12 @@ pub enum GraphError {
         /// Why.
         errno: Errno,
     },
+    /// Its first bytes could not be read.
+    #[error("Could not read image for determining its format: {}", .0.desc())]
+    Peek(Errno),
+    /// Only images have a backing file.
+    #[error("Node '{0}' cannot have a backing file")]
+    NoBacking(String),
     /// The node is part of something.
     #[error("Node {0} is in use")]
     InUse(String),

@@ -19,6 +19,7 @@
 //! old paths are resumed.
 
 mod error;
+mod images;
 mod permissions;
 
 use std::collections::BTreeMap;
@@ -31,14 +32,16 @@ use crate::bitmap::{BitmapError, DirtyBitmap, NodeBitmaps};
 use crate::child::Child;
 use crate::filter::copy_before_write::{self, CopyBeforeWrite};
 use crate::filter::snapshot_access::SnapshotAccess;
-use crate::format::qcow2::{self, Qcow2};
+use crate::format::qcow2::Qcow2;
 use crate::format::{Image, Raw};
 use crate::path::{Base, Layer, Path};
 use crate::port::Attachment;
 use crate::protocol::{FileProtocol, NullProtocol, Protocol};
 use crate::request::Preallocation;
+use crate::span::Span;
 use crate::storage::Storage;
 pub use error::GraphError;
+pub use images::Qcow2Spec;
 pub use permissions::Access;
 use permissions::{ChildClaim, Claim, check_claims, lock};
 
@@ -75,18 +78,7 @@ pub enum NodeSpec {
         size: Option<u64>,
     },
     /// A qcow2 image.
-    Qcow2 {
-        /// The node that holds it.
-        file: String,
-        /// The node that shows through, if any.
-        backing: Option<String>,
-        /// The node that holds guest data, if the image has one.
-        data_file: Option<String>,
-        /// How to open it; the node's name is filled in.
-        options: qcow2::OpenOptions,
-        /// Open it although another process writes to it.
-        force_share: bool,
-    },
+    Qcow2(Qcow2Spec),
     /// The point-in-time view of a copy-before-write node.
     SnapshotAccess {
         /// The filter.
@@ -147,6 +139,7 @@ pub struct Graph {
     nodes: BTreeMap<String, Node>,
     users: BTreeMap<UserId, User>,
     next_user: u64,
+    next_name: u64,
     /// Claims of a node that is being opened.
     opening: Vec<ChildClaim>,
 }
@@ -229,6 +222,31 @@ impl Graph {
         spec: NodeSpec,
     ) -> Result<(), GraphError> {
         self.check_new_name(name)?;
+        self.add_checked(shard, name, spec).await
+    }
+
+    /// Makes a node that nobody gave a name; answers the name that it got.
+    ///
+    /// # Errors
+    ///
+    /// As [`Graph::add`].
+    pub async fn add_unnamed(
+        &mut self,
+        shard: &Shard,
+        spec: NodeSpec,
+    ) -> Result<String, GraphError> {
+        self.next_name += 1;
+        let name = format!("#block{:03}", self.next_name);
+        self.add_checked(shard, &name, spec).await?;
+        Ok(name)
+    }
+
+    async fn add_checked(
+        &mut self,
+        shard: &Shard,
+        name: &str,
+        spec: NodeSpec,
+    ) -> Result<(), GraphError> {
         let kind = match spec {
             NodeSpec::File {
                 path,
@@ -252,47 +270,7 @@ impl Graph {
                 protocol_on(shard, Protocol::Null(null), None)
             }
             NodeSpec::Raw { file, offset, size } => self.raw_on(file, offset, size)?,
-            NodeSpec::Qcow2 {
-                file,
-                backing,
-                data_file,
-                options,
-                force_share,
-            } => {
-                let options = qcow2::OpenOptions {
-                    name: name.into(),
-                    ..options
-                };
-                let claims = self.format_claims(
-                    name,
-                    &file,
-                    &backing,
-                    &data_file,
-                    (options.write, force_share),
-                )?;
-                // Locks first: an image that somebody else writes must not be
-                // looked at.
-                self.opening = claims.clone();
-                let kind = match self.check_permissions() {
-                    Ok(()) => {
-                        self.qcow2_on(shard, file, backing, data_file, options)
-                            .await
-                    }
-                    Err(error) => Err(error),
-                };
-                self.opening.clear();
-                match kind {
-                    Ok(kind) => {
-                        self.insert(shard, name, kind);
-                        self.node_mut(name)?.claims = claims;
-                        return Ok(());
-                    }
-                    Err(error) => {
-                        self.relock();
-                        return Err(error);
-                    }
-                }
-            }
+            NodeSpec::Qcow2(spec) => return self.add_qcow2(shard, name, spec).await,
             NodeSpec::SnapshotAccess { file } => match &self.node(&file)?.kind {
                 Kind::CopyBeforeWrite { filter, .. } => {
                     let snapshot = Arc::new(SnapshotAccess::new(Arc::clone(filter)));
@@ -303,67 +281,6 @@ impl Graph {
         };
         self.insert(shard, name, kind);
         Ok(())
-    }
-
-    /// What a qcow2 node does with the nodes below it.
-    fn format_claims(
-        &self,
-        name: &str,
-        file: &str,
-        backing: &Option<String>,
-        data_file: &Option<String>,
-        (write, force_share): (bool, bool),
-    ) -> Result<Vec<ChildClaim>, GraphError> {
-        let claim = |child: &str, role: &str, write: bool| ChildClaim {
-            child: child.into(),
-            label: format!("node '{name}' (uses it as '{role}' child)"),
-            access: Access {
-                read: true,
-                write,
-                alone_writing: !force_share,
-                resize: write,
-            },
-        };
-        let mut claims = vec![claim(file, "file", write)];
-        claims.extend(backing.iter().map(|child| claim(child, "backing", false)));
-        claims.extend(
-            data_file
-                .iter()
-                .map(|child| claim(child, "data-file", write)),
-        );
-        for claim in &claims {
-            self.node(&claim.child)?;
-            if claim.access.write {
-                match self.check_writable(&claim.child) {
-                    // Its last, partial unit is grown into.
-                    Ok(()) | Err(GraphError::Unaligned(_)) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(claims)
-    }
-
-    async fn qcow2_on(
-        &self,
-        shard: &Shard,
-        file: String,
-        backing: Option<String>,
-        data_file: Option<String>,
-        options: qcow2::OpenOptions,
-    ) -> Result<Kind, GraphError> {
-        let data_child = match &data_file {
-            Some(data_file) => Some(self.child(data_file)?),
-            None => None,
-        };
-        let image = Qcow2::open(shard, self.child(&file)?, data_child, &options).await?;
-        Ok(Kind::Qcow2 {
-            image: Arc::new(image),
-            writable: options.write,
-            file,
-            backing,
-            data_file,
-        })
     }
 
     fn insert(&mut self, shard: &Shard, name: &str, kind: Kind) {
@@ -408,6 +325,25 @@ impl Graph {
     /// [`GraphError::NotFound`].
     pub fn size(&self, name: &str) -> Result<u64, GraphError> {
         Ok(self.size_of(&self.node(name)?.kind))
+    }
+
+    /// The first bytes of a node, at most `len`, for finding out what it is.
+    ///
+    /// # Errors
+    ///
+    /// [`GraphError::NotFound`]; [`GraphError::Peek`] if they cannot be read.
+    pub async fn peek(&self, shard: &Shard, name: &str, len: usize) -> Result<Vec<u8>, GraphError> {
+        let child = self.child(name)?;
+        let len = len.min(usize::try_from(child.size()).unwrap_or(len));
+        if len == 0 {
+            return Ok(Vec::new());
+        }
+        let buf = shard.buffer(len).await;
+        let (result, buf) = child
+            .read(shard, Span::new(0, len as u64), buf, 0..len)
+            .await;
+        result.map_err(GraphError::Peek)?;
+        Ok(buf[..len].to_vec())
     }
 
     /// Makes a node's disk exactly `size` bytes long, while nothing is in flight

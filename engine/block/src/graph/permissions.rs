@@ -18,14 +18,51 @@ pub struct Access {
     pub resize: bool,
 }
 
+/// What a node below is to a format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    File,
+    Backing,
+    DataFile,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Backing => "backing",
+            Self::DataFile => "data-file",
+        }
+    }
+}
+
 /// What a format does with a node below it, as long as it is open.
 #[derive(Clone, Debug)]
 pub(super) struct ChildClaim {
     /// The node below.
     pub(super) child: String,
+    pub(super) role: Role,
     /// For messages.
     pub(super) label: String,
     pub(super) access: Access,
+}
+
+impl ChildClaim {
+    /// What the format `name` does with `child`; `shares` if it does not mind
+    /// writers.
+    pub(super) fn new(name: &str, child: &str, role: Role, write: bool, shares: bool) -> Self {
+        Self {
+            child: child.into(),
+            role,
+            label: format!("node '{name}' (uses it as '{}' child)", role.name()),
+            access: Access {
+                read: true,
+                write,
+                alone_writing: !shares,
+                resize: write,
+            },
+        }
+    }
 }
 
 /// What somebody does with the node at the bottom of a disk.
