@@ -105,7 +105,11 @@ impl Image {
 
     pub(crate) async fn flush(&self, shard: &Shard) -> IoResult<()> {
         match &self.format {
-            Format::Raw(_) => self.file.flush(shard).await,
+            Format::Raw(_) => {
+                self.file.event(shard, Event::FlushToOs).await;
+                self.file.event(shard, Event::FlushToDisk).await;
+                self.file.flush(shard).await
+            }
         }
     }
 

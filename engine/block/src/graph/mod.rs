@@ -19,6 +19,7 @@
 //! old paths are resumed.
 
 mod error;
+mod filters;
 mod permissions;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ use ringback_ring::{File, Shard};
 
 use crate::bitmap::{BitmapError, DirtyBitmap, NodeBitmaps};
 use crate::child::Child;
+use crate::filter::blkdebug::{self, BlkDebug};
 use crate::filter::copy_before_write::{self, CopyBeforeWrite};
 use crate::filter::snapshot_access::SnapshotAccess;
 use crate::format::{Format, Image, Raw};
@@ -40,6 +42,7 @@ use crate::storage::Storage;
 pub use error::GraphError;
 pub use permissions::Access;
 use permissions::{Claim, check_claims, lock};
+use ringback_ring::lock::Permission;
 
 /// How to make a node.
 #[derive(Clone, Debug)]
@@ -78,6 +81,13 @@ pub enum NodeSpec {
         /// The filter.
         file: String,
     },
+    /// Makes chosen requests fail, or holds them up.
+    BlkDebug {
+        /// The node below.
+        image: String,
+        /// Rules and limits.
+        options: blkdebug::Options,
+    },
 }
 
 enum Kind {
@@ -99,6 +109,10 @@ enum Kind {
     SnapshotAccess {
         snapshot: Arc<SnapshotAccess>,
         file: String,
+    },
+    BlkDebug {
+        filter: Arc<BlkDebug>,
+        image: String,
     },
 }
 
@@ -234,8 +248,17 @@ impl Graph {
                 }
                 _ => return Err(GraphError::NoSnapshot(file)),
             },
+            NodeSpec::BlkDebug { image, options } => {
+                self.blkdebug_on(image, options, shard.set().count())?
+            }
         };
         self.insert(shard, name, kind);
+        if let Err(error) = self.check_permissions() {
+            // What the node itself does with the one below.
+            self.nodes.remove(name);
+            self.relock();
+            return Err(error);
+        }
         Ok(())
     }
 
@@ -265,6 +288,7 @@ impl Graph {
             Kind::Raw { raw, file } => raw.size(self.size(file).unwrap_or(0)),
             Kind::CopyBeforeWrite { filter, .. } => filter.size(),
             Kind::SnapshotAccess { snapshot, .. } => snapshot.size(),
+            Kind::BlkDebug { image, .. } => self.size(image).unwrap_or(0),
         }
     }
 
@@ -322,9 +346,8 @@ impl Graph {
     pub fn file(&self, name: &str) -> Option<&File> {
         match &self.nodes.get(name)?.kind {
             Kind::Protocol { file, .. } => file.as_ref(),
-            Kind::Raw { file, .. }
-            | Kind::CopyBeforeWrite { file, .. }
-            | Kind::SnapshotAccess { file, .. } => self.file(file),
+            Kind::SnapshotAccess { file, .. } => self.file(file),
+            kind => self.file(main_child(kind)?),
         }
     }
 
@@ -451,6 +474,14 @@ impl Graph {
             Kind::Raw { file, .. } | Kind::CopyBeforeWrite { file, .. } => {
                 self.check_writable(file)
             }
+            Kind::BlkDebug { filter, image } => {
+                self.check_writable(image)?;
+                if self.size(image)?.is_multiple_of(filter.request_alignment()) {
+                    Ok(())
+                } else {
+                    Err(GraphError::NotWhole)
+                }
+            }
         }
     }
 
@@ -482,6 +513,10 @@ impl Graph {
                 Kind::SnapshotAccess { snapshot, .. } => {
                     return Ok(Path::new(layers, Base::Snapshot(Arc::clone(snapshot))));
                 }
+                Kind::BlkDebug { filter, image } => {
+                    let base = Base::BlkDebug(Arc::clone(filter), self.child(image)?);
+                    return Ok(Path::new(layers, base));
+                }
             };
         }
     }
@@ -497,12 +532,11 @@ impl Graph {
 
     fn passes_through(&self, from: &str, name: &str) -> bool {
         from == name
-            || match self.nodes.get(from).map(|node| &node.kind) {
-                Some(Kind::Raw { file, .. } | Kind::CopyBeforeWrite { file, .. }) => {
-                    self.passes_through(file, name)
-                }
-                _ => false,
-            }
+            || self
+                .nodes
+                .get(from)
+                .and_then(|node| main_child(&node.kind))
+                .is_some_and(|child| self.passes_through(child, name))
     }
 
     /// All gates are closed before anybody is waited for.
@@ -606,12 +640,12 @@ impl Graph {
     fn check_insertion(&self, insertion: &Insertion<'_>) -> Result<(), GraphError> {
         let (file, target) = (insertion.file, insertion.target);
         self.check_new_name(insertion.node_name)?;
-        let windows = self
-            .nodes
-            .values()
-            .any(|node| matches!(&node.kind, Kind::Raw { file: below, .. } if below == file));
-        if windows {
-            // Whoever uses the window would not pass through the filter.
+        let has_parent = self.nodes.values().any(|node| {
+            !matches!(node.kind, Kind::CopyBeforeWrite { .. })
+                && main_child(&node.kind) == Some(file)
+        });
+        if has_parent {
+            // Whoever uses the parent would not pass through the filter.
             return Err(GraphError::InUse(file.into()));
         }
         let (source_size, target_size) = (self.size(file)?, self.size(target)?);
@@ -754,7 +788,14 @@ impl Graph {
                 continue;
             };
             let mut claims = self.claims_on(name);
-            check_claims(name, &claims)?;
+            let is_apart = |one: &Claim, other: &Claim| {
+                let is_above = |user: &Claim, filter: &Claim| {
+                    let node = filter.filter.as_deref();
+                    node.is_some_and(|node| self.passes_through(&user.entry, node))
+                };
+                !is_above(one, other) && !is_above(other, one)
+            };
+            check_claims(name, &claims, is_apart)?;
             claims.extend(self.filter_claims_on(name, &claims)?);
             if let Some(file) = file {
                 lock(file, &claims)?;
@@ -770,30 +811,35 @@ impl Graph {
             .users
             .values()
             .filter(|user| self.passes_through(&user.node, bottom))
-            .map(|user| Claim {
-                entry: user.node.clone(),
-                name: user.name.clone(),
-                access: user.access,
-            });
+            .map(|user| Claim::of_user(&user.node, &user.name, user.access));
         let as_target = self
             .nodes
             .iter()
             .filter_map(|(name, node)| match &node.kind {
                 Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, bottom) => {
                     // While the filter stands, the target is its own.
+                    let label = format!("node '{name}' (uses it as 'target' child)");
+                    let access = Access {
+                        read: true,
+                        write: true,
+                        alone_writing: true,
+                    };
+                    Some(Claim::of_user(target, &label, access))
+                }
+                Kind::BlkDebug { filter, image } if self.passes_through(image, bottom) => {
+                    let options = filter.options();
                     Some(Claim {
-                        entry: target.clone(),
-                        name: format!("node '{name}' (uses it as 'target' child)"),
-                        access: Access {
-                            read: true,
-                            write: true,
-                            alone_writing: true,
-                        },
+                        entry: image.clone(),
+                        name: format!("node '{name}' (uses it as 'image' child)"),
+                        held: options.take_child_perms.clone(),
+                        unshared: options.unshare_child_perms.clone(),
+                        filter: Some(name.clone()),
                     })
                 }
                 _ => None,
             });
-        used.chain(as_target).collect()
+        let does_something = |claim: &Claim| !claim.held.is_empty() || !claim.unshared.is_empty();
+        used.chain(as_target).filter(does_something).collect()
     }
 
     /// What filters do on the disk below them. Whoever writes there must come
@@ -808,11 +854,12 @@ impl Graph {
                 continue;
             }
             let label = format!("node '{name}' (uses it as 'file' child)");
-            let around = claims
-                .iter()
-                .find(|claim| claim.access.write && !self.passes_through(&claim.entry, name));
+            let around = claims.iter().find(|claim| {
+                claim.holds(Permission::Write) && !self.passes_through(&claim.entry, name)
+            });
             if let Some(writer) = around {
                 return Err(GraphError::Conflict {
+                    permission: Permission::Write,
                     node: bottom.into(),
                     writer: writer.name.clone(),
                     other: label,
@@ -823,11 +870,7 @@ impl Graph {
                 write: false,
                 alone_writing: true,
             };
-            found.push(Claim {
-                entry: name.clone(),
-                name: label,
-                access,
-            });
+            found.push(Claim::of_user(name, &label, access));
         }
         Ok(found)
     }
@@ -850,8 +893,17 @@ fn protocol_on(shard: &Shard, protocol: Protocol, file: Option<File>) -> Kind {
 
 fn children(kind: &Kind) -> Vec<&str> {
     match kind {
-        Kind::Protocol { .. } => Vec::new(),
-        Kind::Raw { file, .. } | Kind::SnapshotAccess { file, .. } => vec![file],
+        Kind::SnapshotAccess { file, .. } => vec![file],
         Kind::CopyBeforeWrite { file, target, .. } => vec![file, target],
+        kind => main_child(kind).into_iter().collect(),
+    }
+}
+
+/// The node that a node's own requests go down to.
+fn main_child(kind: &Kind) -> Option<&str> {
+    match kind {
+        Kind::Protocol { .. } | Kind::SnapshotAccess { .. } => None,
+        Kind::Raw { file, .. } | Kind::CopyBeforeWrite { file, .. } => Some(file),
+        Kind::BlkDebug { image, .. } => Some(image),
     }
 }
