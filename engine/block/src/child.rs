@@ -42,6 +42,14 @@ impl Child {
         }
     }
 
+    /// Unit of requests in bytes: others cost more, but are served.
+    pub(crate) fn request_alignment(&self) -> u64 {
+        match self {
+            Self::Storage(storage) => storage.protocol().request_alignment(),
+            Self::Path(path) => path.request_alignment(),
+        }
+    }
+
     /// Whether a write may end behind the end.
     pub(crate) fn can_grow(&self) -> bool {
         match self {

@@ -21,6 +21,11 @@ macro_rules! events {
                     $(Self::$variant => $name,)*
                 }
             }
+
+            /// The point of that name.
+            pub fn from_name(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|event| event.name() == name)
+            }
         }
     };
 }

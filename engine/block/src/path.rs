@@ -18,8 +18,10 @@ use std::sync::Arc;
 use ringback_ring::{Buf, Errno, IoResult, Shard};
 
 use crate::bitmap::DirtyBitmap;
+use crate::child::Child;
 use crate::event::Event;
 use crate::extent::Extent;
+use crate::filter::blkdebug::BlkDebug;
 use crate::filter::copy_before_write::CopyBeforeWrite;
 use crate::filter::snapshot_access::SnapshotAccess;
 use crate::format::Image;
@@ -47,6 +49,8 @@ pub enum Base {
     Image(Arc<Image>),
     /// The point-in-time view of a copy-before-write filter.
     Snapshot(Arc<SnapshotAccess>),
+    /// A filter that makes requests fail, and the node below it.
+    BlkDebug(Arc<BlkDebug>, Child),
 }
 
 /// An immutable way from the top of a disk to its bytes.
@@ -71,6 +75,7 @@ impl Path {
             Base::Storage(storage) => storage.size(),
             Base::Image(image) => image.size(),
             Base::Snapshot(snapshot) => snapshot.size(),
+            Base::BlkDebug(_, image) => image.size(),
         }
     }
 
@@ -80,6 +85,7 @@ impl Path {
             Base::Storage(storage) => storage.can_grow(),
             Base::Image(image) => image.can_grow(),
             Base::Snapshot(_) => false,
+            Base::BlkDebug(_, image) => image.can_grow(),
         }
     }
 
@@ -125,6 +131,10 @@ impl Path {
             Base::Image(image) => image.read(shard, span, buf, window).await,
             // Boxed: a snapshot reads through paths of its own.
             Base::Snapshot(snapshot) => Box::pin(snapshot.read(shard, span, buf, window)).await,
+            // Boxed, here and below: rare, and not to make every request large.
+            Base::BlkDebug(filter, image) => {
+                Box::pin(filter.read(shard, image, span, buf, window)).await
+            }
         }
     }
 
@@ -177,6 +187,9 @@ impl Path {
             Base::Storage(storage) => storage.write(shard, span, buf, window).await,
             Base::Image(image) => image.write(shard, span, buf, window).await,
             Base::Snapshot(_) => (Err(Errno::EOPNOTSUPP), buf),
+            Base::BlkDebug(filter, image) => {
+                Box::pin(filter.write(shard, image, span, buf, window)).await
+            }
         };
         self.after_change(shard, span);
         (result, buf)
@@ -195,7 +208,7 @@ impl Path {
         }
         let result = match &self.base {
             Base::Image(image) => image.write_compressed(shard, span, bytes).await,
-            Base::Storage(_) | Base::Snapshot(_) => Err(Errno::EOPNOTSUPP),
+            Base::Storage(_) | Base::Snapshot(_) | Base::BlkDebug(..) => Err(Errno::EOPNOTSUPP),
         };
         self.after_change(shard, span);
         result
@@ -224,6 +237,9 @@ impl Path {
             Base::Storage(storage) => storage.write_zeroes(shard, span, flags).await,
             Base::Image(image) => image.write_zeroes(shard, span, flags).await,
             Base::Snapshot(_) => Err(Errno::EOPNOTSUPP),
+            Base::BlkDebug(filter, image) => {
+                Box::pin(filter.write_zeroes(shard, image, span, flags)).await
+            }
         };
         self.after_change(shard, span);
         result
@@ -237,6 +253,7 @@ impl Path {
             Base::Storage(storage) => storage.discard(shard, span).await,
             Base::Image(image) => image.discard(shard, span).await,
             Base::Snapshot(snapshot) => Box::pin(snapshot.discard(shard, span)).await,
+            Base::BlkDebug(filter, image) => Box::pin(filter.discard(shard, image, span)).await,
         };
         self.after_change(shard, span);
         result
@@ -248,6 +265,7 @@ impl Path {
             Base::Storage(storage) => storage.flush(shard).await,
             Base::Image(image) => image.flush(shard).await,
             Base::Snapshot(_) => Ok(()),
+            Base::BlkDebug(filter, image) => Box::pin(filter.flush(shard, image)).await,
         }
     }
 
@@ -258,6 +276,7 @@ impl Path {
             Base::Storage(storage) => storage.extent(shard, span).await,
             Base::Image(image) => image.extent(shard, span).await,
             Base::Snapshot(snapshot) => Box::pin(snapshot.extent(shard, span)).await,
+            Base::BlkDebug(filter, image) => Box::pin(filter.extent(shard, image, span)).await,
         }
     }
 
@@ -272,12 +291,30 @@ impl Path {
             Base::Storage(storage) => storage.truncate(shard, size, preallocation).await,
             Base::Image(image) => image.truncate(shard, size, preallocation).await,
             Base::Snapshot(_) => Err(Errno::EOPNOTSUPP),
+            Base::BlkDebug(filter, image) => {
+                Box::pin(filter.truncate(shard, image, size, preallocation)).await
+            }
         }
     }
 
-    /// A format directly above passes a point.
-    #[expect(clippy::unused_async, reason = "a listener may hold the request up")]
-    pub(crate) async fn event(&self, _shard: &Shard, _event: Event) {}
+    /// A format directly above passes a point. Only the node directly below it
+    /// hears of it.
+    pub(crate) async fn event(&self, shard: &Shard, event: Event) {
+        if let Base::BlkDebug(filter, _) = &self.base
+            && self.layers.len() <= 1
+        {
+            filter.event(shard, event).await;
+        }
+    }
+
+    /// Unit of requests in bytes.
+    pub(crate) fn request_alignment(&self) -> u64 {
+        match &self.base {
+            Base::Storage(storage) => storage.protocol().request_alignment(),
+            Base::BlkDebug(filter, _) => filter.request_alignment(),
+            Base::Image(_) | Base::Snapshot(_) => 1,
+        }
+    }
 
     async fn before_change(&self, shard: &Shard, span: Span) -> IoResult<()> {
         for layer in self.layers.iter() {

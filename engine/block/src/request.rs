@@ -22,6 +22,30 @@ impl ZeroFlags {
     };
 }
 
+/// How long the requests may be that a node passes on, in bytes. None: as long
+/// as they come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Reads and writes.
+    pub(crate) transfer: Option<u64>,
+    /// Zero writes.
+    pub(crate) zero: Option<u64>,
+    /// Discards.
+    pub(crate) discard: Option<u64>,
+}
+
+impl Limits {
+    /// The narrower of each.
+    pub(crate) fn and(self, other: Self) -> Self {
+        let both = |one: Option<u64>, two: Option<u64>| one.into_iter().chain(two).min();
+        Self {
+            transfer: both(self.transfer, other.transfer),
+            zero: both(self.zero, other.zero),
+            discard: both(self.discard, other.discard),
+        }
+    }
+}
+
 /// What is reserved when an image grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Preallocation {

@@ -1,4 +1,5 @@
 //! Filters: nodes that observe, delay, copy or veto what passes through them.
 
+pub mod blkdebug;
 pub mod copy_before_write;
 pub mod snapshot_access;

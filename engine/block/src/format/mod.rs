@@ -131,7 +131,11 @@ impl Image {
 
     pub(crate) async fn flush(&self, shard: &Shard) -> IoResult<()> {
         match self {
-            Self::Raw { file, .. } => file.flush(shard).await,
+            Self::Raw { file, .. } => {
+                file.event(shard, Event::FlushToOs).await;
+                file.event(shard, Event::FlushToDisk).await;
+                file.flush(shard).await
+            }
             Self::Qcow2 { image, .. } => image.flush(shard).await,
         }
     }

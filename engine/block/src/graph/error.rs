@@ -2,9 +2,10 @@
 
 use ringback_ring::Errno;
 use ringback_ring::file::OpenError;
-use ringback_ring::lock::LockError;
+use ringback_ring::lock::{LockError, Permission};
 
 use crate::bitmap::BitmapError;
+use crate::filter::blkdebug::LimitError;
 use crate::filter::copy_before_write::CbwError;
 use crate::format::RawError;
 use crate::format::qcow2::Qcow2Error;
@@ -32,6 +33,9 @@ pub enum GraphError {
     /// The filter could not be made.
     #[error(transparent)]
     Filter(#[from] CbwError),
+    /// A filter's limit cannot be.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
     /// The bitmap refused.
     #[error(transparent)]
     Bitmap(#[from] BitmapError),
@@ -46,10 +50,12 @@ pub enum GraphError {
     InvalidName(String),
     /// Two users contradict each other.
     #[error(
-        "Permission conflict on node '{node}': permissions 'write' are both required by {writer} \
-         and unshared by {other}."
+        "Permission conflict on node '{node}': permissions '{}' are both required by {writer} \
+         and unshared by {other}.", .permission.name()
     )]
     Conflict {
+        /// What they contradict each other in.
+        permission: Permission,
         /// Where.
         node: String,
         /// Who writes.
@@ -63,6 +69,12 @@ pub enum GraphError {
          cache.direct=off)"
     )]
     Unaligned(String),
+    /// The last request of a filter's unit would reach behind the end.
+    #[error(
+        "Cannot get 'write' permission without 'resize': Image size is not a multiple of request \
+         alignment"
+    )]
+    NotWhole,
     /// Somebody wants to write what was opened for reading.
     #[error("Block node is read-only")]
     ReadOnly,

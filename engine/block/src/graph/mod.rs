@@ -19,6 +19,7 @@
 //! old paths are resumed.
 
 mod error;
+mod filters;
 mod images;
 mod permissions;
 
@@ -30,6 +31,7 @@ use ringback_ring::{File, Shard};
 
 use crate::bitmap::{BitmapError, DirtyBitmap, NodeBitmaps};
 use crate::child::Child;
+use crate::filter::blkdebug::{self, BlkDebug};
 use crate::filter::copy_before_write::{self, CopyBeforeWrite};
 use crate::filter::snapshot_access::SnapshotAccess;
 use crate::format::qcow2::Qcow2;
@@ -44,6 +46,7 @@ pub use error::GraphError;
 pub use images::Qcow2Spec;
 pub use permissions::Access;
 use permissions::{ChildClaim, Claim, check_claims, lock};
+use ringback_ring::lock::Permission;
 
 /// How to make a node.
 #[derive(Clone, Debug)]
@@ -84,6 +87,13 @@ pub enum NodeSpec {
         /// The filter.
         file: String,
     },
+    /// Makes chosen requests fail, or holds them up.
+    BlkDebug {
+        /// The node below.
+        image: String,
+        /// Rules and limits.
+        options: blkdebug::Options,
+    },
 }
 
 enum Kind {
@@ -112,6 +122,10 @@ enum Kind {
     SnapshotAccess {
         snapshot: Arc<SnapshotAccess>,
         file: String,
+    },
+    BlkDebug {
+        filter: Arc<BlkDebug>,
+        image: String,
     },
 }
 
@@ -278,8 +292,17 @@ impl Graph {
                 }
                 _ => return Err(GraphError::NoSnapshot(file)),
             },
+            NodeSpec::BlkDebug { image, options } => {
+                self.blkdebug_on(image, options, shard.set().count())?
+            }
         };
         self.insert(shard, name, kind);
+        if let Err(error) = self.check_permissions() {
+            // What the node itself does with the one below.
+            self.nodes.remove(name);
+            self.relock();
+            return Err(error);
+        }
         Ok(())
     }
 
@@ -315,6 +338,7 @@ impl Graph {
             Kind::Qcow2 { image, .. } => image.size(),
             Kind::CopyBeforeWrite { filter, .. } => filter.size(),
             Kind::SnapshotAccess { snapshot, .. } => snapshot.size(),
+            Kind::BlkDebug { image, .. } => self.size(image).unwrap_or(0),
         }
     }
 
@@ -394,10 +418,8 @@ impl Graph {
     pub fn file(&self, name: &str) -> Option<&File> {
         match &self.nodes.get(name)?.kind {
             Kind::Protocol { file, .. } => file.as_ref(),
-            Kind::Raw { file, .. }
-            | Kind::Qcow2 { file, .. }
-            | Kind::CopyBeforeWrite { file, .. }
-            | Kind::SnapshotAccess { file, .. } => self.file(file),
+            Kind::Qcow2 { file, .. } | Kind::SnapshotAccess { file, .. } => self.file(file),
+            kind => self.file(main_child(kind)?),
         }
     }
 
@@ -540,6 +562,14 @@ impl Graph {
             Kind::Raw { file, .. } | Kind::CopyBeforeWrite { file, .. } => {
                 self.check_writable(file)
             }
+            Kind::BlkDebug { filter, image } => {
+                self.check_writable(image)?;
+                if self.size(image)?.is_multiple_of(filter.request_alignment()) {
+                    Ok(())
+                } else {
+                    Err(GraphError::NotWhole)
+                }
+            }
         }
     }
 
@@ -585,6 +615,10 @@ impl Graph {
                 Kind::SnapshotAccess { snapshot, .. } => {
                     return Ok(Path::new(layers, Base::Snapshot(Arc::clone(snapshot))));
                 }
+                Kind::BlkDebug { filter, image } => {
+                    let base = Base::BlkDebug(Arc::clone(filter), self.child(image)?);
+                    return Ok(Path::new(layers, base));
+                }
             };
         }
     }
@@ -606,12 +640,11 @@ impl Graph {
 
     fn passes_through(&self, from: &str, name: &str) -> bool {
         from == name
-            || match self.nodes.get(from).map(|node| &node.kind) {
-                Some(Kind::Raw { file, .. } | Kind::CopyBeforeWrite { file, .. }) => {
-                    self.passes_through(file, name)
-                }
-                _ => false,
-            }
+            || self
+                .nodes
+                .get(from)
+                .and_then(|node| main_child(&node.kind))
+                .is_some_and(|child| self.passes_through(child, name))
     }
 
     /// All gates are closed before anybody is waited for.
@@ -715,12 +748,14 @@ impl Graph {
     fn check_insertion(&self, insertion: &Insertion<'_>) -> Result<(), GraphError> {
         let (file, target) = (insertion.file, insertion.target);
         self.check_new_name(insertion.node_name)?;
-        let formats = self.nodes.values().any(|node| {
-            matches!(node.kind, Kind::Raw { .. } | Kind::Qcow2 { .. })
-                && children(&node.kind).contains(&file)
+        let has_parent = self.nodes.values().any(|node| {
+            !matches!(
+                node.kind,
+                Kind::CopyBeforeWrite { .. } | Kind::SnapshotAccess { .. }
+            ) && children(&node.kind).contains(&file)
         });
-        if formats {
-            // Whoever uses the format would not pass through the filter.
+        if has_parent {
+            // Whoever uses the parent would not pass through the filter.
             return Err(GraphError::InUse(file.into()));
         }
         let (source_size, target_size) = (self.size(file)?, self.size(target)?);
@@ -865,7 +900,14 @@ impl Graph {
                 _ => continue,
             };
             let mut claims = self.claims_on(name);
-            check_claims(name, &claims)?;
+            let is_apart = |one: &Claim, other: &Claim| {
+                let is_above = |user: &Claim, filter: &Claim| {
+                    let node = filter.filter.as_deref();
+                    node.is_some_and(|node| self.passes_through(&user.entry, node))
+                };
+                !is_above(one, other) && !is_above(other, one)
+            };
+            check_claims(name, &claims, is_apart)?;
             claims.extend(self.filter_claims_on(name, &claims)?);
             if let Some(file) = file {
                 lock(file, &claims)?;
@@ -881,26 +923,30 @@ impl Graph {
             .users
             .values()
             .filter(|user| self.passes_through(&user.node, bottom))
-            .map(|user| Claim {
-                entry: user.node.clone(),
-                name: user.name.clone(),
-                access: user.access,
-            });
+            .map(|user| Claim::of_user(&user.node, &user.name, user.access));
         let as_target = self
             .nodes
             .iter()
             .filter_map(|(name, node)| match &node.kind {
                 Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, bottom) => {
                     // While the filter stands, the target is its own.
+                    let label = format!("node '{name}' (uses it as 'target' child)");
+                    let access = Access {
+                        read: true,
+                        write: true,
+                        alone_writing: true,
+                        resize: false,
+                    };
+                    Some(Claim::of_user(target, &label, access))
+                }
+                Kind::BlkDebug { filter, image } if self.passes_through(image, bottom) => {
+                    let options = filter.options();
                     Some(Claim {
-                        entry: target.clone(),
-                        name: format!("node '{name}' (uses it as 'target' child)"),
-                        access: Access {
-                            read: true,
-                            write: true,
-                            alone_writing: true,
-                            resize: false,
-                        },
+                        entry: image.clone(),
+                        name: format!("node '{name}' (uses it as 'image' child)"),
+                        held: options.take_child_perms.clone(),
+                        unshared: options.unshare_child_perms.clone(),
+                        filter: Some(name.clone()),
                     })
                 }
                 _ => None,
@@ -911,12 +957,12 @@ impl Graph {
             .flat_map(|node| &node.claims)
             .chain(&self.opening)
             .filter(|claim| self.passes_through(&claim.child, bottom))
-            .map(|claim| Claim {
-                entry: claim.child.clone(),
-                name: claim.label.clone(),
-                access: claim.access,
-            });
-        used.chain(as_target).chain(by_formats).collect()
+            .map(|claim| Claim::of_user(&claim.child, &claim.label, claim.access));
+        let does_something = |claim: &Claim| !claim.held.is_empty() || !claim.unshared.is_empty();
+        used.chain(as_target)
+            .chain(by_formats)
+            .filter(does_something)
+            .collect()
     }
 
     /// What filters do on the disk below them. Whoever writes there must come
@@ -931,11 +977,12 @@ impl Graph {
                 continue;
             }
             let label = format!("node '{name}' (uses it as 'file' child)");
-            let around = claims
-                .iter()
-                .find(|claim| claim.access.write && !self.passes_through(&claim.entry, name));
+            let around = claims.iter().find(|claim| {
+                claim.holds(Permission::Write) && !self.passes_through(&claim.entry, name)
+            });
             if let Some(writer) = around {
                 return Err(GraphError::Conflict {
+                    permission: Permission::Write,
                     node: bottom.into(),
                     writer: writer.name.clone(),
                     other: label,
@@ -947,11 +994,7 @@ impl Graph {
                 alone_writing: true,
                 resize: false,
             };
-            found.push(Claim {
-                entry: name.clone(),
-                name: label,
-                access,
-            });
+            found.push(Claim::of_user(name, &label, access));
         }
         Ok(found)
     }
@@ -974,8 +1017,7 @@ fn protocol_on(shard: &Shard, protocol: Protocol, file: Option<File>) -> Kind {
 
 fn children(kind: &Kind) -> Vec<&str> {
     match kind {
-        Kind::Protocol { .. } => Vec::new(),
-        Kind::Raw { file, .. } | Kind::SnapshotAccess { file, .. } => vec![file],
+        Kind::SnapshotAccess { file, .. } => vec![file],
         Kind::Qcow2 {
             file,
             backing,
@@ -987,5 +1029,16 @@ fn children(kind: &Kind) -> Vec<&str> {
             .map(String::as_str)
             .collect(),
         Kind::CopyBeforeWrite { file, target, .. } => vec![file, target],
+        kind => main_child(kind).into_iter().collect(),
+    }
+}
+
+/// The node that a node's own requests go down to.
+fn main_child(kind: &Kind) -> Option<&str> {
+    match kind {
+        // A format makes requests of its own.
+        Kind::Protocol { .. } | Kind::SnapshotAccess { .. } | Kind::Qcow2 { .. } => None,
+        Kind::Raw { file, .. } | Kind::CopyBeforeWrite { file, .. } => Some(file),
+        Kind::BlkDebug { image, .. } => Some(image),
     }
 }

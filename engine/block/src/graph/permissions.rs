@@ -71,24 +71,64 @@ pub(super) struct Claim {
     pub(super) entry: String,
     /// For messages.
     pub(super) name: String,
-    pub(super) access: Access,
+    pub(super) held: Vec<Permission>,
+    pub(super) unshared: Vec<Permission>,
+    /// The filter that claims this for itself. Its users' claims and this one
+    /// are of one mind.
+    pub(super) filter: Option<String>,
 }
 
-/// Whoever writes must not meet anybody else who minds.
-pub(super) fn check_claims(node: &str, claims: &[Claim]) -> Result<(), GraphError> {
+impl Claim {
+    pub(super) fn of_user(entry: &str, name: &str, access: Access) -> Self {
+        let mut held = Vec::new();
+        if access.read {
+            held.push(Permission::ConsistentRead);
+        }
+        if access.write {
+            held.push(Permission::Write);
+        }
+        if access.resize {
+            held.push(Permission::Resize);
+        }
+        let unshared = if access.alone_writing {
+            vec![Permission::Write, Permission::Resize]
+        } else {
+            Vec::new()
+        };
+        Self {
+            entry: entry.into(),
+            name: name.into(),
+            held,
+            unshared,
+            filter: None,
+        }
+    }
+
+    pub(super) fn holds(&self, permission: Permission) -> bool {
+        self.held.contains(&permission)
+    }
+}
+
+/// Whoever does something must not meet anybody else who minds. Claims that
+/// are not apart never contradict each other.
+pub(super) fn check_claims(
+    node: &str,
+    claims: &[Claim],
+    is_apart: impl Fn(&Claim, &Claim) -> bool,
+) -> Result<(), GraphError> {
     for (index, writer) in claims.iter().enumerate() {
-        let mut others = claims
-            .iter()
-            .enumerate()
-            .filter(|(other, _)| *other != index);
-        if writer.access.write
-            && let Some((_, other)) = others.find(|(_, other)| other.access.alone_writing)
-        {
-            return Err(GraphError::Conflict {
-                node: node.into(),
-                writer: writer.name.clone(),
-                other: other.name.clone(),
+        for permission in writer.held.iter().copied() {
+            let other = claims.iter().enumerate().find(|(other, claim)| {
+                *other != index && claim.unshared.contains(&permission) && is_apart(writer, claim)
             });
+            if let Some((_, other)) = other {
+                return Err(GraphError::Conflict {
+                    permission,
+                    node: node.into(),
+                    writer: writer.name.clone(),
+                    other: other.name.clone(),
+                });
+            }
         }
     }
     Ok(())
@@ -96,24 +136,16 @@ pub(super) fn check_claims(node: &str, claims: &[Claim]) -> Result<(), GraphErro
 
 /// The union of all claims, as other processes see it.
 pub(super) fn lock(file: &File, claims: &[Claim]) -> Result<(), GraphError> {
-    let any = |what: fn(&Access) -> bool| claims.iter().any(|claim| what(&claim.access));
-    let permissions = |wanted: &[(bool, Permission)]| {
-        wanted
-            .iter()
-            .filter(|(wanted, _)| *wanted)
-            .map(|&(_, permission)| permission)
-            .collect()
+    let all_that = |is_so: &dyn Fn(Permission) -> bool| {
+        let all = Permission::ALL.into_iter();
+        all.filter(|&permission| is_so(permission)).collect()
     };
     let locks = Locks {
-        held: permissions(&[
-            (any(|access| access.read), Permission::ConsistentRead),
-            (any(|access| access.write), Permission::Write),
-            (any(|access| access.resize), Permission::Resize),
-        ]),
-        unshared: permissions(&[
-            (any(|access| access.alone_writing), Permission::Write),
-            (any(|access| access.alone_writing), Permission::Resize),
-        ]),
+        held: all_that(&|permission| claims.iter().any(|claim| claim.holds(permission))),
+        unshared: all_that(&|permission| {
+            let mut unshared = claims.iter().flat_map(|claim| &claim.unshared);
+            unshared.any(|&other| other == permission)
+        }),
     };
     file.lock(&locks).map_err(|error| GraphError::Lock {
         path: file.path().display().to_string(),
