@@ -10,6 +10,7 @@ mod bench;
 mod daemon;
 mod io;
 mod nodes;
+mod open;
 mod report;
 
 use std::ffi::OsString;

@@ -18,6 +18,8 @@ pub enum Notice {
         /// The bytes that a write would have hit, if that was it.
         span: Option<Span>,
     },
+    /// Something that may be wrong.
+    Warning(String),
     /// A line for the log or the terminal, as it is.
     Message(String),
 }
@@ -44,7 +46,7 @@ impl Default for Notify {
             Notice::ImageCorrupt { node, message, .. } => {
                 tracing::error!(node, "the image is corrupt: {message}");
             }
-            Notice::Message(text) => tracing::warn!("{text}"),
+            Notice::Warning(text) | Notice::Message(text) => tracing::warn!("{text}"),
         })
     }
 }

@@ -5,19 +5,24 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
-use std::path::PathBuf;
 
-use ringback_block::graph::{Access, Graph, GraphError, NodeSpec, UserId};
+use ringback_block::event::Event;
+use ringback_block::filter::blkdebug::{self, BlkDebug};
+use ringback_block::graph::{Access, Graph, GraphError, UserId};
+use ringback_block::notice::{Notice, Notify};
 use ringback_block::port::{Attachment, Port};
+use ringback_block::request;
 use ringback_block::span::Span;
-use ringback_ring::file::{Cache, OpenError};
+use ringback_qmp_shim::blockdev::{DetectZeroes, Discard, Settings};
+use ringback_qmp_shim::open::open as resolve;
+use ringback_ring::file::Cache;
 use ringback_ring::{Buf, Errno, IoResult, Shard};
+use serde_json::{Map, Value};
 
-use super::number;
 use super::options::{CacheMode, Options};
-use super::output::complain;
-use super::probe;
+use super::output::{Output, complain};
 use super::report::error_text;
+use crate::open::{self, Chain, HEAD_BYTES, probed_format};
 
 /// A user-defined object (`--object`).
 #[derive(Clone, Debug)]
@@ -147,6 +152,7 @@ pub(crate) struct Zone {
 /// An open image.
 pub(crate) struct Disk {
     shard: Shard,
+    out: Output,
     /// None while it is exchanged, and when closed.
     state: RefCell<Option<State>>,
 }
@@ -154,35 +160,21 @@ pub(crate) struct Disk {
 /// What reopening exchanges.
 struct State {
     graph: Graph,
+    chain: Chain,
     user: UserId,
     attachment: Attachment,
     plan: Plan,
 }
 
-/// What to make of a name and options.
+/// What was asked for.
 #[derive(Clone, Debug)]
 struct Plan {
-    layout: Layout,
-    path: String,
-    /// The file can only be read.
-    read_only: bool,
+    name: Option<String>,
+    options: Map<String, Value>,
+    flags: OpenFlags,
     /// The user has asked to write: then the file cannot become read-only
     /// without the user's consent.
     user_writes: bool,
-    cache: CacheMode,
-    discard: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Layout {
-    /// The protocol alone.
-    File,
-    Raw {
-        offset: u64,
-        size: Option<u64>,
-        /// Nobody said that it is raw.
-        probed: bool,
-    },
 }
 
 impl Disk {
@@ -193,56 +185,28 @@ impl Disk {
     /// The reason, without what could not be opened.
     pub(crate) async fn open(
         shard: &Shard,
+        out: &Output,
         _objects: &[Object],
         name: Option<&str>,
         options: Options,
         flags: OpenFlags,
     ) -> Result<Self, String> {
-        let (plan, left) = Plan::new(name, options, flags)?;
-        let state = State::new(shard, plan).await?;
-        let disk = Self {
+        let plan = Plan::new(name, &options, flags)?;
+        let state = State::new(shard, out, plan).await?;
+        state.tell_of_probing(name);
+        Ok(Self {
             shard: shard.clone(),
+            out: out.clone(),
             state: RefCell::new(Some(state)),
-        };
-        // In this order: the format learns of its options once it is known.
-        let checked = disk.check_probe().await;
-        if let Err(error) = checked.and(left.map_or(Ok(()), Err)) {
-            disk.close().await;
-            return Err(error);
-        }
-        Ok(disk)
-    }
-
-    /// An image without a format must look like none.
-    async fn check_probe(&self) -> Result<(), String> {
-        if !self.is_probed() {
-            return Ok(());
-        }
-        let head = self.head().await.map_err(|errno| {
-            let text = error_text(errno);
-            format!("Could not read image for determining its format: {text}")
-        })?;
-        if let Some(format) = probe::format(&head) {
-            return Err(format!("format '{format}' is not supported yet"));
-        }
-        if self.is_writable() {
-            let name = self.state(|state| state.plan.path.clone());
-            complain(&format!(
-                "WARNING: Image format was not specified for '{name}' and probing guessed \
-                 raw.\n         Automatically detecting the format is dangerous for raw images, \
-                 write operations on block 0 will be restricted.\n         Specify the 'raw' \
-                 format explicitly to remove the restrictions."
-            ));
-        }
-        Ok(())
+        })
     }
 
     /// The first bytes.
     async fn head(&self) -> IoResult<Vec<u8>> {
         let len = usize::try_from(self.size()?)
             .unwrap_or(usize::MAX)
-            .min(probe::HEAD_BYTES);
-        let buf = self.shard.buffer(probe::HEAD_BYTES).await;
+            .min(HEAD_BYTES);
+        let buf = self.shard.buffer(HEAD_BYTES).await;
         let (result, buf) = self.port().read(&self.shard, 0, buf, 0..len).await;
         result.map(|()| buf[..len].to_vec())
     }
@@ -253,7 +217,7 @@ impl Disk {
             let _ = self.flush().await;
         }
         if let Some(state) = self.take() {
-            state.end().await;
+            state.end(&self.shard).await;
         }
     }
 
@@ -261,18 +225,25 @@ impl Disk {
     ///
     /// # Errors
     ///
-    /// The reason; the image is as it was then.
+    /// The reason; the image is as it was then, if it can be opened again.
     pub(crate) async fn reopen(&self, changes: Changes) -> Result<(), String> {
-        let plan = self.state(|state| state.plan.changed(changes))?;
+        let new = self.state(|state| state.changed(changes))?;
         if self.is_writable() {
             self.flush().await.map_err(error_text)?;
         }
-        let new = State::new(&self.shard, plan).await?;
-        let old = self.state.replace(Some(new));
-        if let Some(old) = old {
-            old.end().await;
+        let Some(old) = self.take() else {
+            return Ok(());
+        };
+        let old_plan = old.plan.clone();
+        old.end(&self.shard).await;
+        let mut result = State::new(&self.shard, &self.out, new).await;
+        let mut error = None;
+        if let Err(reason) = result {
+            result = State::new(&self.shard, &self.out, old_plan).await;
+            error = Some(reason);
         }
-        Ok(())
+        *self.state.borrow_mut() = Some(result?);
+        error.map_or(Ok(()), Err)
     }
 
     fn take(&self) -> Option<State> {
@@ -288,15 +259,15 @@ impl Disk {
     }
 
     fn is_probed(&self) -> bool {
-        self.state(|state| matches!(state.plan.layout, Layout::Raw { probed: true, .. }))
+        self.state(|state| state.chain.top.was_probed)
     }
 
     fn cache(&self) -> CacheMode {
-        self.state(|state| state.plan.cache)
+        self.state(|state| state.plan.flags.cache)
     }
 
     fn is_writable(&self) -> bool {
-        self.state(|state| !state.plan.read_only)
+        self.state(|state| !state.chain.top.settings.read_only)
     }
 
     /// The user wants to write from now on.
@@ -306,7 +277,7 @@ impl Disk {
     /// The reason why not.
     pub(crate) fn claim_writing(&self) -> Result<(), String> {
         match self.state.borrow_mut().as_mut() {
-            Some(state) if !state.plan.read_only => {
+            Some(state) if !state.chain.top.settings.read_only => {
                 state.plan.user_writes = true;
                 Ok(())
             }
@@ -349,17 +320,36 @@ impl Disk {
         if let Err(errno) = self.check_sector_0(offset, &buf[window.clone()]).await {
             return (Err(errno), buf);
         }
-        let (mut result, buf) = self.port().write(&self.shard, offset, buf, window).await;
+        let port = self.port();
+        let (mut result, buf) = match self.zeroes_for(&buf[window.clone()]) {
+            Some(flags) => {
+                let span = Span::new(offset, window.len() as u64);
+                (port.write_zeroes(&self.shard, span, flags).await, buf)
+            }
+            None => port.write(&self.shard, offset, buf, window).await,
+        };
         if result.is_ok() {
             result = self.make_durable(fua).await;
         }
         (result, buf)
     }
 
+    /// With `detect-zeroes`: how zeroes are to be written.
+    fn zeroes_for(&self, bytes: &[u8]) -> Option<request::ZeroFlags> {
+        let mode = self.state(|state| state.chain.top.settings.detect_zeroes);
+        if mode == DetectZeroes::Off || bytes.iter().any(|&byte| byte != 0) {
+            return None;
+        }
+        Some(request::ZeroFlags {
+            may_unmap: mode == DetectZeroes::Unmap,
+            no_fallback: false,
+        })
+    }
+
     /// Nobody said that the image is raw: a guest must not make it look like
     /// another format, whose header could name any file as its backing file.
     async fn check_sector_0(&self, offset: u64, data: &[u8]) -> IoResult<()> {
-        if offset >= probe::HEAD_BYTES as u64 || data.is_empty() || !self.is_probed() {
+        if offset >= HEAD_BYTES as u64 || data.is_empty() || !self.is_probed() {
             return Ok(());
         }
         let mut head = self.head().await?;
@@ -367,7 +357,7 @@ impl Disk {
         for (old, new) in head.iter_mut().skip(at).zip(data) {
             *old = *new;
         }
-        match probe::format(&head) {
+        match probed_format(&head) {
             Some(_) => Err(Errno::EPERM),
             None => Ok(()),
         }
@@ -389,35 +379,43 @@ impl Disk {
         flags: ZeroFlags,
     ) -> IoResult<()> {
         self.check(offset, len)?;
-        if flags.no_fallback {
-            // The engine does not tell a quick zero write from a slow one.
-            return Err(Errno::EOPNOTSUPP);
-        }
-        let may_unmap = flags.may_unmap && self.state(|state| state.plan.discard);
+        let unmaps = self.state(|state| state.chain.top.settings.discard == Discard::Unmap);
+        let zero = request::ZeroFlags {
+            may_unmap: flags.may_unmap && unmaps,
+            no_fallback: flags.no_fallback,
+        };
         let span = Span::new(offset, len);
-        self.port()
-            .write_zeroes(&self.shard, span, may_unmap)
-            .await?;
+        self.port().write_zeroes(&self.shard, span, zero).await?;
         self.make_durable(flags.fua).await
     }
 
-    /// Writes clusters compressed. No format here can.
-    #[expect(clippy::unused_async, reason = "formats will")]
+    /// Writes clusters compressed, where the format can.
     pub(crate) async fn write_compressed(
         &self,
         offset: u64,
         buf: Buf,
         window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
-        let checked = self.check(offset, window.len() as u64);
-        (checked.and(Err(Errno::EOPNOTSUPP)), buf)
+        let written = self
+            .port()
+            .write_compressed(&self.shard, offset, &buf[window])
+            .await;
+        let result = match written {
+            Ok(()) => self.make_durable(false).await,
+            Err(errno) => Err(errno),
+        };
+        (result, buf)
     }
 
     /// Gives a range up.
     pub(crate) async fn discard(&self, offset: u64, len: u64) -> IoResult<()> {
         self.check(offset, len)?;
+        if self.state(|state| state.chain.top.settings.discard != Discard::Unmap) {
+            return Ok(());
+        }
         let span = Span::new(offset, len);
-        self.port().discard(&self.shard, span).await
+        self.port().discard(&self.shard, span).await?;
+        self.make_durable(false).await
     }
 
     /// Makes every write that was answered durable.
@@ -433,30 +431,84 @@ impl Disk {
     /// # Errors
     ///
     /// The reason.
-    #[expect(clippy::unused_async, reason = "formats will")]
     pub(crate) async fn truncate(&self, size: u64, mode: Preallocation) -> Result<(), String> {
-        let _ = (size, mode);
-        Err("truncate is not supported yet".into())
+        let mode = match mode {
+            Preallocation::Off => request::Preallocation::Off,
+            Preallocation::Metadata => request::Preallocation::Metadata,
+            Preallocation::Falloc => request::Preallocation::Falloc,
+            Preallocation::Full => request::Preallocation::Full,
+        };
+        let Some(mut state) = self.take() else {
+            return Err(error_text(Errno::ENOMEDIUM));
+        };
+        let is_raw = state.chain.top.driver != "qcow2";
+        let shrinks = state.attachment.port(&self.shard).size() > size;
+        let result = if is_raw && mode == request::Preallocation::Metadata {
+            Err("Unsupported preallocation mode: metadata".into())
+        } else if is_raw && shrinks && mode != request::Preallocation::Off {
+            Err("Cannot use preallocation for shrinking files".into())
+        } else if size > SIZE_MAX {
+            Err(format!("offset({size}) exceeds maximum({SIZE_MAX})"))
+        } else {
+            let top = state.chain.top.node.clone();
+            let resized = state.graph.resize(&self.shard, &top, size, mode).await;
+            resized.map_err(|error| match error {
+                GraphError::Resize { errno, .. } => {
+                    format!("Could not resize file: {}", error_text(errno))
+                }
+                error => error.to_string(),
+            })
+        };
+        *self.state.borrow_mut() = Some(state);
+        result?;
+        self.make_durable(false).await.map_err(error_text)
     }
 
     /// Whether this image itself, not one below it, says what is at the start of
     /// a range inside it, and how far that holds.
-    #[expect(clippy::unused_async, reason = "formats will")]
     pub(crate) async fn allocated(&self, offset: u64, len: u64) -> IoResult<(bool, u64)> {
         self.check(offset, len)?;
-        // There is nothing below raw.
-        Ok((true, len))
+        if len == 0 {
+            return Ok((true, 0));
+        }
+        let (shard, port) = (&self.shard, self.port());
+        if self.state(|state| state.chain.top.driver != "qcow2") {
+            // There is nothing below raw.
+            return Ok((true, len));
+        }
+        let mut done = 0;
+        let mut is_here = true;
+        while done < len {
+            let rest = Span::new(offset + done, len - done);
+            let extent = port.extent(shard, rest).await?;
+            let here = extent.depth == 1;
+            if done == 0 {
+                is_here = here;
+            } else if here != is_here {
+                break;
+            }
+            done += extent.len.min(rest.len);
+        }
+        Ok((is_here, done))
     }
 
     /// What the image tells about itself; none if its driver has nothing to say.
     pub(crate) fn info(&self) -> Option<Info> {
-        let is_protocol = self.state(|state| matches!(state.plan.layout, Layout::File));
-        Some(Info {
-            format: if is_protocol { "file" } else { "raw" }.into(),
-            is_protocol,
-            cluster_size: 0,
-            vmstate_offset: 0,
-            specific: Vec::new(),
+        self.state(|state| {
+            let top = &state.chain.top;
+            let mut info = Info {
+                format: top.driver.into(),
+                is_protocol: matches!(top.driver, "file" | "host_device" | "null-co" | "blkdebug"),
+                cluster_size: 0,
+                vmstate_offset: 0,
+                specific: Vec::new(),
+            };
+            if let (Some(header), Some(image)) = (&top.header, state.graph.qcow2(&top.node)) {
+                info.cluster_size = image.cluster_size();
+                info.vmstate_offset = image.vmstate_offset();
+                info.specific = open::describe(header, image.is_marked_corrupt());
+            }
+            Some(info)
         })
     }
 
@@ -482,28 +534,35 @@ impl Disk {
         (Err(Errno::EOPNOTSUPP), buf)
     }
 
+    fn blkdebug(&self) -> IoResult<std::sync::Arc<BlkDebug>> {
+        self.state(|state| state.graph.blkdebug(&state.chain.top.node))
+            .ok_or(Errno::EOPNOTSUPP)
+    }
+
     /// Suspends the next request that meets an event, under a tag.
-    #[expect(clippy::unused_self, reason = "a filter will")]
-    pub(crate) fn set_breakpoint(&self, _event: &str, _tag: &str) -> IoResult<()> {
-        Err(Errno::EOPNOTSUPP)
+    pub(crate) fn set_breakpoint(&self, event: &str, tag: &str) -> IoResult<()> {
+        let filter = self.blkdebug()?;
+        let mut all = Event::ALL.iter();
+        let event = all.find(|known| known.name() == event);
+        filter.set_breakpoint(*event.ok_or(Errno::ENOENT)?, tag);
+        Ok(())
     }
 
     /// Removes all breakpoints of a tag and resumes what they hold.
-    #[expect(clippy::unused_self, reason = "a filter will")]
-    pub(crate) fn remove_breakpoints(&self, _tag: &str) -> IoResult<()> {
-        Err(Errno::EOPNOTSUPP)
+    pub(crate) fn remove_breakpoints(&self, tag: &str) -> IoResult<()> {
+        self.blkdebug()?.remove_breakpoint(tag)
     }
 
     /// Resumes one request of a tag.
-    #[expect(clippy::unused_self, reason = "a filter will")]
-    pub(crate) fn resume(&self, _tag: &str) -> IoResult<()> {
-        Err(Errno::EOPNOTSUPP)
+    pub(crate) fn resume(&self, tag: &str) -> IoResult<()> {
+        self.blkdebug()?.resume(tag)
     }
 
     /// Waits until a request is suspended under a tag.
-    #[expect(clippy::unused_async, reason = "a filter will")]
-    pub(crate) async fn wait_suspended(&self, _tag: &str) -> IoResult<()> {
-        Err(Errno::EOPNOTSUPP)
+    pub(crate) async fn wait_suspended(&self, tag: &str) -> IoResult<()> {
+        let filter = self.blkdebug()?;
+        filter.wait_break(&self.shard, tag).await;
+        Ok(())
     }
 
     /// At most so many zones from an offset on. No device here has zones.
@@ -537,196 +596,186 @@ impl Disk {
 }
 
 impl State {
-    async fn new(shard: &Shard, plan: Plan) -> Result<Self, String> {
+    async fn new(shard: &Shard, out: &Output, plan: Plan) -> Result<Self, String> {
+        let settings = plan.settings();
+        let node = resolve(plan.name.as_deref(), &plan.options, &settings)
+            .map_err(|error| error.to_string())?;
         let mut graph = Graph::new();
-        let file = NodeSpec::File {
-            path: PathBuf::from(&plan.path),
-            write: !plan.read_only,
-            cache: plan.cache.cache,
-            discard: plan.discard,
-        };
-        graph.add(shard, "file", file).await.map_err(reason)?;
-        let top = match plan.layout {
-            Layout::File => "file",
-            Layout::Raw { offset, size, .. } => {
-                let file = "file".into();
-                let raw = NodeSpec::Raw { file, offset, size };
-                graph.add(shard, "raw", raw).await.map_err(reason)?;
-                "raw"
-            }
-        };
+        let chain = open::open(shard, &mut graph, notify(), node).await?;
+        for warning in &chain.warnings {
+            complain(&format!("qemu-io: warning: {warning}"));
+        }
+        if let Some(filter) = graph.blkdebug(&chain.top.node) {
+            listen(&filter, out);
+        }
         let access = Access {
             read: true,
-            write: !plan.read_only || plan.user_writes,
+            write: !chain.top.settings.read_only || plan.user_writes,
             alone_writing: false,
+            resize: false,
         };
-        let (user, attachment) = graph
-            .attach(shard, top, "qemu-io", access)
-            .await
-            .map_err(reason)?;
-        Ok(Self {
-            graph,
-            user,
-            attachment,
-            plan,
-        })
+        let attached = graph
+            .attach(shard, &chain.top.node, "qemu-io", access)
+            .await;
+        match attached {
+            Ok((user, attachment)) => Ok(Self {
+                graph,
+                chain,
+                user,
+                attachment,
+                plan,
+            }),
+            Err(error) => {
+                let _ = open::close(shard, &mut graph, &chain.nodes).await;
+                Err(open::reason(error))
+            }
+        }
     }
 
-    async fn end(mut self) {
+    /// An image without a format must look like none.
+    fn tell_of_probing(&self, name: Option<&str>) {
+        let top = &self.chain.top;
+        if !top.was_probed || top.settings.read_only {
+            return;
+        }
+        let name = top.name.exact().or(name).unwrap_or_default();
+        complain(&format!(
+            "WARNING: Image format was not specified for '{name}' and probing guessed \
+             raw.\n         Automatically detecting the format is dangerous for raw images, \
+             write operations on block 0 will be restricted.\n         Specify the 'raw' \
+             format explicitly to remove the restrictions."
+        ));
+    }
+
+    /// The same image opened in another way.
+    fn changed(&self, changes: Changes) -> Result<Plan, String> {
+        let mut plan = self.plan.clone();
+        for (key, value) in changes.options.iter() {
+            let given = plan.options.get(key).and_then(Value::as_str);
+            let is_same =
+                given == Some(value) || (key == "driver" && value == self.chain.top.driver);
+            if !is_same && !can_change(key) {
+                return Err(format!("Cannot change the option '{key}'"));
+            }
+            plan.options.insert(key.into(), Value::from(value));
+        }
+        if let Some(cache) = changes.cache {
+            plan.flags.cache = cache;
+            plan.options.shift_remove("cache.direct");
+            plan.options.shift_remove("cache.no-flush");
+        }
+        let asked = changes.options.get("read-only") == Some("on");
+        if asked && plan.user_writes && !self.chain.top.settings.read_only {
+            let node = &self.chain.top.node;
+            return Err(format!(
+                "Read-only block node '{node}' cannot support read-write users"
+            ));
+        }
+        if let Some(read_only) = changes.read_only {
+            plan.flags.read_only = read_only;
+            plan.options.shift_remove("read-only");
+            plan.user_writes &= !read_only;
+        }
+        Ok(plan)
+    }
+
+    async fn end(mut self, shard: &Shard) {
         self.graph.detach(self.user).await;
+        if let Err(error) = open::close(shard, &mut self.graph, &self.chain.nodes).await {
+            complain(&format!("qemu-io: {error}"));
+        }
     }
 }
 
-/// The graph's texts follow QEMU, but for these.
-fn reason(error: GraphError) -> String {
-    match error {
-        GraphError::Open(OpenError::WrongKind {
-            path,
-            what: "a directory",
-        }) => format!("Could not open '{}': Is a directory", path.display()),
-        GraphError::Unaligned(_) => "Cannot get 'write' permission without 'resize': Image size \
-                                     is not a multiple of request alignment"
-            .into(),
-        error => error.to_string(),
-    }
+/// Largest size of an image, in bytes: QEMU keeps the last GiB below 2^63 free.
+const SIZE_MAX: u64 = (i64::MAX as u64) & !((1 << 30) - 1);
+
+/// Options that may change while an image is open, of any node of it.
+fn can_change(key: &str) -> bool {
+    let own = key.rsplit_once("backing.").map_or(key, |(_, own)| own);
+    let own = own.strip_prefix("file.").unwrap_or(own);
+    matches!(
+        own,
+        "read-only"
+            | "cache.direct"
+            | "cache.no-flush"
+            | "discard"
+            | "detect-zeroes"
+            | "force-share"
+            | "auto-read-only"
+            | "backing"
+            | "lazy-refcounts"
+            | "pass-discard-request"
+            | "pass-discard-snapshot"
+            | "pass-discard-other"
+            | "discard-no-unref"
+            | "cache-size"
+            | "l2-cache-size"
+            | "l2-cache-entry-size"
+            | "refcount-cache-size"
+            | "cache-clean-interval"
+            | "throttle-group"
+    ) || own.starts_with("overlap-check")
 }
 
-/// The node has no name of its own.
-const NODE_NAME: &str = "#block001";
+/// What the engine has to say goes to standard error.
+fn notify() -> Notify {
+    Notify::new(|notice| match notice {
+        Notice::ImageCorrupt { message, fatal, .. } => {
+            let line = if fatal {
+                format!(
+                    "qcow2: Marking image as corrupt: {message}; further corruption events will \
+                     be suppressed"
+                )
+            } else {
+                format!(
+                    "qcow2: Image is corrupt: {message}; further non-fatal corruption events \
+                     will be suppressed"
+                )
+            };
+            complain(&line);
+        }
+        Notice::Warning(text) => complain(&format!("qemu-io: warning: {text}")),
+        Notice::Message(text) => complain(&text),
+    })
+}
 
-/// Drivers that QEMU has and this module has not.
-const OTHER_DRIVERS: &[&str] = &[
-    "blkdebug",
-    "blklogwrites",
-    "blkreplay",
-    "blkverify",
-    "bochs",
-    "cloop",
-    "compress",
-    "copy-before-write",
-    "copy-on-read",
-    "dmg",
-    "ftp",
-    "ftps",
-    "gluster",
-    "host_cdrom",
-    "host_device",
-    "http",
-    "https",
-    "io_uring",
-    "iscsi",
-    "luks",
-    "nbd",
-    "nfs",
-    "null-aio",
-    "null-co",
-    "nvme",
-    "parallels",
-    "preallocate",
-    "qcow",
-    "qcow2",
-    "qed",
-    "quorum",
-    "rbd",
-    "replication",
-    "snapshot-access",
-    "ssh",
-    "throttle",
-    "vdi",
-    "vhdx",
-    "vmdk",
-    "vpc",
-    "vvfat",
-];
-
-fn no_such_driver(name: &str) -> String {
-    if OTHER_DRIVERS.contains(&name) {
-        format!("driver '{name}' is not supported yet")
-    } else {
-        format!("Unknown driver '{name}'")
-    }
+/// Breakpoints speak through the shell's own output.
+fn listen(filter: &BlkDebug, out: &Output) {
+    let out = out.clone();
+    filter.listen(move |notice| {
+        let line = match notice {
+            blkdebug::Notice::Suspended(tag) => format!("blkdebug: Suspended request '{tag}'"),
+            blkdebug::Notice::Resuming(tag) => format!("blkdebug: Resuming request '{tag}'"),
+        };
+        out.line(&line);
+    });
 }
 
 impl Plan {
-    /// Also answers what is wrong with options that no driver took.
-    fn new(
-        name: Option<&str>,
-        mut options: Options,
-        flags: OpenFlags,
-    ) -> Result<(Self, Option<String>), String> {
-        let driver = options.take("driver");
-        let has_file = name.is_some() || options.iter().any(|(key, _)| key.starts_with("file."));
-        if driver.is_none() && !has_file {
-            return Err("Must specify either driver or file".into());
-        }
-        let is_raw = match driver.as_deref() {
-            None | Some("raw") => true,
-            Some("file") => false,
-            Some(other) => return Err(no_such_driver(other)),
-        };
-        let mut plan = Self {
-            layout: Layout::File,
-            path: String::new(),
-            read_only: flags.read_only,
+    fn new(name: Option<&str>, options: &Options, flags: OpenFlags) -> Result<Self, String> {
+        let plan = Self {
+            name: name.map(str::to_owned),
+            options: options
+                .iter()
+                .map(|(key, value)| (key.to_owned(), Value::from(value)))
+                .collect(),
+            flags,
             user_writes: !flags.read_only,
-            cache: flags.cache,
-            discard: flags.discard,
         };
-        plan.take_common("", &mut options)?;
-        plan.check_flags(&mut options, flags)?;
-        if is_raw {
-            plan.layout = Layout::Raw {
-                offset: take_number(&mut options, "offset")?.unwrap_or(0),
-                size: take_number(&mut options, "size")?,
-                probed: driver.is_none(),
-            };
-        }
-        plan.take_file(if is_raw { "file." } else { "" }, name, &mut options)?;
-        let left = options.iter().next().map(|(key, _)| {
-            if is_raw && !key.starts_with("file.") {
-                format!("Block format 'raw' does not support the option '{key}'")
-            } else {
-                let key = key.strip_prefix("file.").unwrap_or(key);
-                format!("Block protocol 'file' doesn't support the option '{key}'")
-            }
-        });
-        Ok((plan, left))
+        plan.check_flags()?;
+        Ok(plan)
     }
 
-    /// Options which every node has.
-    fn take_common(&mut self, prefix: &str, options: &mut Options) -> Result<(), String> {
-        if let Some(on) = take_switch(options, &format!("{prefix}read-only"))? {
-            self.read_only = on;
-        }
-        if let Some(on) = take_switch(options, &format!("{prefix}cache.direct"))? {
-            self.cache.cache = if on { Cache::Direct } else { Cache::Buffered };
-        }
-        if let Some(on) = take_switch(options, &format!("{prefix}cache.no-flush"))? {
-            self.cache.no_flush = on;
-        }
-        if let Some(mode) = options.take(&format!("{prefix}discard")) {
-            self.discard = super::options::discard_mode(&mode)
-                .map_err(|_| format!("Invalid discard option: {mode}"))?;
-        }
-        Ok(())
-    }
-
-    fn check_flags(&self, options: &mut Options, flags: OpenFlags) -> Result<(), String> {
-        let force_share = take_switch(options, "force-share")?.unwrap_or(flags.force_share);
-        if force_share && !self.read_only {
-            return Err("force-share=on can only be used with read-only images".into());
-        }
-        if force_share {
-            return Err("force-share=on is not supported yet".into());
-        }
-        if flags.copy_on_read && self.read_only {
+    fn check_flags(&self) -> Result<(), String> {
+        let flags = self.flags;
+        if flags.copy_on_read && flags.read_only {
             return Err("Can't use copy-on-read on read-only device".into());
         }
-        // Otherwise copy-on-read has nothing to do: there is nothing below raw.
         if flags.snapshot {
             return Err("temporary overlays (-s) are not supported yet".into());
         }
-        if flags.native_aio && self.cache.cache != Cache::Direct {
+        if flags.native_aio && flags.cache.cache != Cache::Direct {
             return Err(
                 "aio=native was specified, but it requires cache.direct=on, which was not \
                  specified."
@@ -736,105 +785,21 @@ impl Plan {
         Ok(())
     }
 
-    /// The file at the bottom.
-    fn take_file(
-        &mut self,
-        prefix: &str,
-        name: Option<&str>,
-        options: &mut Options,
-    ) -> Result<(), String> {
-        if !prefix.is_empty() {
-            if let Some(driver) = options.take(&format!("{prefix}driver"))
-                && driver != "file"
-            {
-                return Err(no_such_driver(&driver));
-            }
-            self.take_common(prefix, options)?;
-        }
-        let filename = options.take(&format!("{prefix}filename"));
-        let path = match name {
-            Some(name) => without_protocol(name)?.to_owned(),
-            None => match filename {
-                Some(filename) => filename,
-                None if prefix.is_empty() => {
-                    return Err("The 'file' block driver requires a file name".into());
-                }
-                None => return Err("A block device must be specified for \"file\"".into()),
+    /// What the outermost node has if its options do not say otherwise.
+    fn settings(&self) -> Settings {
+        let flags = self.flags;
+        Settings {
+            read_only: flags.read_only,
+            force_share: flags.force_share,
+            direct: flags.cache.cache == Cache::Direct,
+            direct_given: true,
+            no_flush: flags.cache.no_flush,
+            discard: if flags.discard {
+                Discard::Unmap
+            } else {
+                Discard::Ignore
             },
-        };
-        if path.is_empty() {
-            return Err("The 'file' block driver requires a file name".into());
+            ..Settings::default()
         }
-        self.path = path;
-        Ok(())
-    }
-
-    /// The same image opened in another way.
-    fn changed(&self, changes: Changes) -> Result<Self, String> {
-        let mut plan = self.clone();
-        let mut options = changes.options;
-        if let Some(cache) = changes.cache {
-            plan.cache = cache;
-        }
-        plan.take_common("", &mut options)?;
-        if plan.read_only && self.user_writes && !self.read_only {
-            return Err(format!(
-                "Read-only block node '{NODE_NAME}' cannot support read-write users"
-            ));
-        }
-        if let Some(read_only) = changes.read_only {
-            plan.read_only = read_only;
-            plan.user_writes &= !read_only;
-        }
-        let driver = match plan.layout {
-            Layout::File => "file",
-            Layout::Raw { .. } => "raw",
-        };
-        if options.get("driver") == Some(driver) {
-            options.take("driver");
-        }
-        match options.iter().next() {
-            None => Ok(plan),
-            Some((key, _)) => Err(format!("Cannot change the option '{key}'")),
-        }
-    }
-}
-
-/// `file:` may stand before a name; other protocols are not here.
-fn without_protocol(name: &str) -> Result<&str, String> {
-    let Some((protocol, rest)) = name.split_once(':') else {
-        return Ok(name);
-    };
-    match protocol {
-        _ if protocol.contains('/') => Ok(name),
-        "file" => Ok(rest),
-        "json" => Err("json: names are not supported yet".into()),
-        "blkdebug" | "blkverify" | "nbd" | "nbd+unix" | "null-co" | "null-aio" | "ssh" | "http"
-        | "https" => Err(format!("protocol '{protocol}' is not supported yet")),
-        _ => Err(format!("Unknown protocol '{protocol}'")),
-    }
-}
-
-fn take_switch(options: &mut Options, key: &str) -> Result<Option<bool>, String> {
-    let Some(value) = options.take(key) else {
-        return Ok(None);
-    };
-    match value.as_str() {
-        "on" | "yes" | "true" | "y" => Ok(Some(true)),
-        "off" | "no" | "false" | "n" => Ok(Some(false)),
-        _ => Err(format!("Parameter '{key}' expects 'on' or 'off'")),
-    }
-}
-
-fn take_number(options: &mut Options, key: &str) -> Result<Option<u64>, String> {
-    let Some(value) = options.take(key) else {
-        return Ok(None);
-    };
-    match number::size(&value) {
-        Ok(number) => Ok(Some(number)),
-        Err(_) => Err(format!(
-            "Parameter '{key}' expects a non-negative number below 2^64\nOptional suffix k, M, \
-             G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
-        )),
     }
 }

@@ -10,7 +10,6 @@
 //! | `shell` | the session: commands one after the other, requests beside them |
 //! | `commands` | the table of commands and what they do |
 //! | `disk` | the open image: the only part that touches the engine |
-//! | `probe` | which format an image has |
 //! | `report`, `output` | what is said, and when it appears |
 
 mod args;
@@ -20,7 +19,6 @@ mod getopt;
 mod number;
 mod options;
 mod output;
-mod probe;
 mod report;
 mod shell;
 

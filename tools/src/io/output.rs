@@ -2,15 +2,16 @@
 //! buffer until the buffer is full, the program asks for input, or it ends.
 //! Standard error is immediate, so that on one pipe it comes first.
 
-use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What stdio takes for a pipe or a file.
 const BUFFER_BYTES: usize = 4096;
 
-/// The buffer of standard output.
+/// The buffer of standard output; clones share it.
+#[derive(Clone, Debug)]
 pub(crate) struct Output {
-    buffer: RefCell<Vec<u8>>,
+    buffer: Arc<Mutex<Vec<u8>>>,
     /// A terminal sees whole lines at once.
     by_line: bool,
 }
@@ -18,14 +19,18 @@ pub(crate) struct Output {
 impl Output {
     pub(crate) fn new() -> Self {
         Self {
-            buffer: RefCell::default(),
+            buffer: Arc::default(),
             by_line: io::stdout().is_terminal(),
         }
     }
 
+    fn buffer(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Text with its ends of lines.
     pub(crate) fn print(&self, text: &str) {
-        let mut buffer = self.buffer.borrow_mut();
+        let mut buffer = self.buffer();
         buffer.extend_from_slice(text.as_bytes());
         let due = if self.by_line {
             buffer
@@ -44,7 +49,7 @@ impl Output {
     }
 
     pub(crate) fn flush(&self) {
-        emit(&self.buffer.take());
+        emit(&std::mem::take(&mut *self.buffer()));
     }
 }
 

@@ -187,7 +187,15 @@ impl Shell {
             return Err(Failure::Error("-U conflicts with image options".into()));
         }
         let name = image.name.as_deref();
-        let opened = Disk::open(&self.shard, &self.objects, name, image.options, image.flags).await;
+        let opened = Disk::open(
+            &self.shard,
+            &self.out,
+            &self.objects,
+            name,
+            image.options,
+            image.flags,
+        )
+        .await;
         match opened {
             Ok(disk) => {
                 *self.disk.borrow_mut() = Some(Rc::new(disk));

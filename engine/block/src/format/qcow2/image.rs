@@ -115,6 +115,18 @@ impl Qcow2 {
         self.size.store(size, Ordering::Release);
     }
 
+    /// Where the state of a machine would begin, behind the disk: in bytes, as if
+    /// the disk went on.
+    pub fn vmstate_offset(&self) -> u64 {
+        let geometry = &self.frame.geometry;
+        geometry.l1_entries(self.size()) * geometry.table_coverage()
+    }
+
+    /// Whether the image's header says that it is corrupt.
+    pub fn is_marked_corrupt(&self) -> bool {
+        self.frame.incompatible() & super::header::INCOMPATIBLE_CORRUPT != 0
+    }
+
     /// Bytes of a cluster.
     pub fn cluster_size(&self) -> u64 {
         self.frame.geometry.cluster_size

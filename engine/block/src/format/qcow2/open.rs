@@ -11,7 +11,7 @@ use super::image::{DataFile, DiscardRules, Parts, Qcow2};
 use super::reserved::{OverlapCheck, Reserved, Structure};
 use super::tables::Tables;
 use crate::child::Child;
-use crate::notice::Notify;
+use crate::notice::{Notice, Notify};
 use crate::span::Span;
 use crate::units::in_memory;
 
@@ -39,6 +39,8 @@ pub struct OpenOptions {
     pub overlap_check: OverlapCheck,
     /// None: as the image says.
     pub lazy_refcounts: Option<bool>,
+    /// Bytes of L2 tables and refcount blocks in memory, together.
+    pub cache_size: Option<u64>,
     /// Bytes of L2 tables in memory.
     pub l2_cache_size: Option<u64>,
     /// Bytes of a part of an L2 table: a power of two from 512 to the cluster
@@ -61,6 +63,7 @@ impl OpenOptions {
             discard: DiscardRules::DEFAULT,
             overlap_check: OverlapCheck::CACHED,
             lazy_refcounts: None,
+            cache_size: None,
             l2_cache_size: None,
             l2_cache_entry_size: None,
             refcount_cache_size: None,
@@ -165,15 +168,10 @@ impl Qcow2 {
             .map_err(Qcow2Error::Refcounts)?;
         let reserved = Reserved::new(&geometry, options.overlap_check);
         reserve(&reserved, &geometry, &header, &l1, &table);
-        let need = geometry.l1_entries(header.size) * geometry.cluster_size;
-        let cache_bytes = options
-            .l2_cache_size
-            .unwrap_or_else(|| need.min(L2_CACHE_BYTES));
-        let blocks = options
-            .refcount_cache_size
-            .unwrap_or(REFCOUNT_CACHE_BYTES)
-            .div_ceil(geometry.cluster_size)
-            .max(REFCOUNT_BLOCKS_MIN);
+        let (cache_bytes, blocks) = cache_sizes(&geometry, header.size, options);
+        for warning in &header.warnings {
+            options.notify.send(Notice::Warning(warning.clone()));
+        }
         let file_size = file.size();
         let frame = Frame::new(
             options.name.clone(),
@@ -215,6 +213,32 @@ fn geometry(header: &Header, options: &OpenOptions) -> Result<Geometry, Qcow2Err
         header.refcount_order,
         slice,
     ))
+}
+
+/// Bytes of L2 tables and the number of refcount blocks to be kept in memory.
+fn cache_sizes(geometry: &Geometry, disk_size: u64, options: &OpenOptions) -> (u64, u64) {
+    let blocks_min = REFCOUNT_BLOCKS_MIN * geometry.cluster_size;
+    let (tables, blocks) = match options.cache_size {
+        None => (options.l2_cache_size, options.refcount_cache_size),
+        Some(total) => {
+            let blocks = match (options.refcount_cache_size, options.l2_cache_size) {
+                (Some(blocks), _) => blocks,
+                (None, Some(tables)) => total.saturating_sub(tables),
+                (None, None) => blocks_min.min(total),
+            };
+            let tables = options.l2_cache_size;
+            let rest = total.saturating_sub(blocks);
+            (Some(tables.unwrap_or(rest)), Some(blocks))
+        }
+    };
+    let need = geometry.l1_entries(disk_size) * geometry.cluster_size;
+    let blocks = blocks.unwrap_or(REFCOUNT_CACHE_BYTES);
+    (
+        tables.unwrap_or_else(|| need.min(L2_CACHE_BYTES)),
+        blocks
+            .div_ceil(geometry.cluster_size)
+            .max(REFCOUNT_BLOCKS_MIN),
+    )
 }
 
 /// A table of big-endian words.

@@ -1,0 +1,206 @@
+//! From the options of a driver to what the engine makes a node of.
+
+use std::path::PathBuf;
+
+use ringback_block::event::Event;
+use ringback_block::filter::blkdebug;
+use ringback_block::format::qcow2::{DiscardRules, OpenOptions, OverlapCheck};
+use ringback_block::graph::{GraphError, NodeSpec};
+use ringback_block::notice::Notify;
+use ringback_qmp_shim::OptionError;
+use ringback_qmp_shim::blockdev::blkdebug::{
+    self as rules, InjectError, Permission, SetState, config,
+};
+use ringback_qmp_shim::blockdev::qcow2::ImageFacts;
+use ringback_qmp_shim::blockdev::{
+    BlkdebugOptions, Discard, FileOptions, NullOptions, Qcow2Options, Settings,
+};
+use ringback_qmp_shim::open::OpenNode;
+use ringback_qmp_shim::visit::Word;
+use ringback_ring::file::{Cache, OpenError};
+use ringback_ring::lock;
+
+use super::Opened;
+
+/// QEMU's default, in bytes.
+const NULL_SIZE: u64 = 1 << 30;
+
+/// The graph's texts follow QEMU, but for these.
+pub(crate) fn reason(error: GraphError) -> String {
+    match error {
+        GraphError::Open(OpenError::WrongKind {
+            path,
+            what: "a directory",
+        }) => format!("Could not open '{}': Is a directory", path.display()),
+        GraphError::Unaligned(_) => "Cannot get 'write' permission without 'resize': Image size \
+                                     is not a multiple of request alignment"
+            .into(),
+        error => error.to_string(),
+    }
+}
+
+/// A regular file or a device of the host.
+pub(super) fn file(options: &FileOptions, settings: &Settings) -> Result<NodeSpec, String> {
+    if options.filename.is_empty() {
+        return Err("The 'file' block driver requires a file name".into());
+    }
+    Ok(file_at(&options.filename, settings))
+}
+
+pub(super) fn file_at(path: &str, settings: &Settings) -> NodeSpec {
+    NodeSpec::File {
+        path: PathBuf::from(path),
+        write: !settings.read_only,
+        cache: if settings.direct {
+            Cache::Direct
+        } else {
+            Cache::Buffered
+        },
+        discard: settings.discard == Discard::Unmap,
+    }
+}
+
+pub(super) fn null(options: NullOptions) -> NodeSpec {
+    NodeSpec::Null {
+        size: options.size.unwrap_or(NULL_SIZE),
+        latency_ns: options.latency_ns.unwrap_or(0),
+        read_zeroes: options.read_zeroes.unwrap_or(false),
+    }
+}
+
+pub(super) fn qcow2(
+    options: &Qcow2Options<OpenNode>,
+    settings: &Settings,
+    facts: ImageFacts,
+    notify: Notify,
+) -> Result<OpenOptions, String> {
+    options
+        .check_with_image(facts)
+        .map_err(|error| error.to_string())?;
+    let enabled = settings.discard == Discard::Unmap;
+    let mut open = OpenOptions::new(!settings.read_only);
+    open.discard = DiscardRules {
+        enabled,
+        pass_request: options.pass_discard_request.unwrap_or(enabled),
+        pass_other: options.pass_discard_other.unwrap_or(false),
+        keep_clusters: options.discard_no_unref.unwrap_or(false),
+    };
+    open.overlap_check = overlap_check(options);
+    open.lazy_refcounts = options.lazy_refcounts;
+    open.l2_cache_size = options.l2_cache_size;
+    open.refcount_cache_size = options.refcount_cache_size;
+    open.cache_size = options.cache_size;
+    open.l2_cache_entry_size = options.l2_cache_entry_size;
+    if let Some(seconds) = options.cache_clean_interval {
+        open.cache_clean_interval = seconds;
+    }
+    open.notify = notify;
+    Ok(open)
+}
+
+fn overlap_check(options: &Qcow2Options<OpenNode>) -> OverlapCheck {
+    let set = options.overlap_check.unwrap_or_default().settle();
+    [
+        ("main-header", set.main_header),
+        ("active-l1", set.active_l1),
+        ("active-l2", set.active_l2),
+        ("refcount-table", set.refcount_table),
+        ("refcount-block", set.refcount_block),
+        ("snapshot-table", set.snapshot_table),
+        ("inactive-l1", set.inactive_l1),
+        ("inactive-l2", set.inactive_l2),
+        ("bitmap-directory", set.bitmap_directory),
+    ]
+    .into_iter()
+    .fold(OverlapCheck::NONE, |check, (name, watched)| {
+        check
+            .with(name, watched)
+            .expect("both sides know the same structures")
+    })
+}
+
+/// Rules of the file come before those of the options.
+pub(super) fn blkdebug(
+    options: &BlkdebugOptions<OpenNode>,
+    image: &Opened,
+) -> Result<NodeSpec, String> {
+    let mut inject_error = Vec::new();
+    let mut set_state = Vec::new();
+    if let Some(path) = &options.config {
+        let rules = read_config(path)?;
+        inject_error.extend(rules.inject_error.iter().copied());
+        set_state.extend(rules.set_state.iter().copied());
+    }
+    inject_error.extend(options.inject_error.iter().copied());
+    set_state.extend(options.set_state.iter().copied());
+    let limits = options.limits;
+    let options = blkdebug::Options {
+        inject_error: inject_error.iter().map(injection).collect(),
+        set_state: set_state.iter().map(state_change).collect(),
+        align: limits.align.unwrap_or(0),
+        max_transfer: limits.max_transfer.unwrap_or(0),
+        opt_write_zero: limits.opt_write_zero.unwrap_or(0),
+        max_write_zero: limits.max_write_zero.unwrap_or(0),
+        opt_discard: limits.opt_discard.unwrap_or(0),
+        max_discard: limits.max_discard.unwrap_or(0),
+        take_child_perms: options.take_child_perms.iter().map(permission).collect(),
+        unshare_child_perms: options.unshare_child_perms.iter().map(permission).collect(),
+    };
+    Ok(NodeSpec::BlkDebug {
+        image: image.node.clone(),
+        options,
+    })
+}
+
+fn read_config(path: &str) -> Result<config::Rules, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let errno = nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(nix::libc::EIO));
+        format!("Could not read blkdebug config file: {}", errno.desc())
+    })?;
+    config::parse(&text).map_err(|error: OptionError| error.to_string())
+}
+
+fn word<W: Word + PartialEq>(value: W) -> &'static str {
+    let mut words = W::WORDS.iter();
+    let found = words.find(|(_, other)| *other == value);
+    found.map_or("", |(word, _)| word)
+}
+
+/// Both sides have QEMU's names.
+fn event(event: rules::Event) -> Event {
+    let name = word(event);
+    let mut all = Event::ALL.iter().copied();
+    all.find(|candidate| candidate.name() == name)
+        .expect("both sides know the same events")
+}
+
+fn injection(rule: &InjectError) -> blkdebug::InjectError {
+    blkdebug::InjectError {
+        state: rule.state.unwrap_or(0).into(),
+        io_type: rule
+            .iotype
+            .and_then(|kind| blkdebug::IoType::from_name(word(kind))),
+        errno: rule.errno.unwrap_or(nix::libc::EIO),
+        sector: rule.sector.and_then(|sector| u64::try_from(sector).ok()),
+        once: rule.once.unwrap_or(false),
+        immediately: rule.immediately.unwrap_or(false),
+        ..blkdebug::InjectError::new(event(rule.event))
+    }
+}
+
+fn state_change(rule: &SetState) -> blkdebug::SetState {
+    blkdebug::SetState {
+        event: event(rule.event),
+        state: rule.state.unwrap_or(0).into(),
+        new_state: rule.new_state.into(),
+    }
+}
+
+fn permission(permission: &Permission) -> lock::Permission {
+    match permission {
+        Permission::ConsistentRead => lock::Permission::ConsistentRead,
+        Permission::Write => lock::Permission::Write,
+        Permission::WriteUnchanged => lock::Permission::WriteUnchanged,
+        Permission::Resize => lock::Permission::Resize,
+    }
+}

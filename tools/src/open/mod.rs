@@ -1,0 +1,313 @@
+//! Opening images: from options or a file name to nodes of the graph, bottom
+//! first, down through backing chains.
+//!
+//! What the options mean is known to `ringback_qmp_shim::open`; what an image
+//! is made of, to the engine. Here the two meet: a format is found by looking at
+//! the image, a backing file by asking the image for its name.
+
+mod describe;
+mod drivers;
+mod probe;
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+
+use ringback_block::format::qcow2::header::{Header, OpenMode};
+use ringback_block::graph::{Graph, NodeSpec, Qcow2Spec};
+use ringback_block::notice::Notify;
+use ringback_qmp_shim::blockdev::qcow2::ImageFacts;
+use ringback_qmp_shim::blockdev::{Child, DriverOptions, RawOptions, Settings};
+use ringback_qmp_shim::open::{BackingHeader, DriverNode, ImageName, OpenNode, full_backing_name};
+use ringback_ring::Shard;
+
+pub(crate) use describe::describe;
+pub(crate) use drivers::reason;
+pub(crate) use probe::{HEAD_BYTES, format as probed_format};
+
+/// A node that has been opened.
+#[derive(Clone, Debug)]
+pub(crate) struct Opened {
+    /// Its name in the graph.
+    pub(crate) node: String,
+    /// Its driver.
+    pub(crate) driver: &'static str,
+    /// What QEMU would call the image.
+    pub(crate) name: ImageName,
+    /// Nobody said which format it has.
+    pub(crate) was_probed: bool,
+    pub(crate) settings: Settings,
+    /// Of a qcow2 image, as it was when it was opened.
+    pub(crate) header: Option<Header>,
+}
+
+/// Opens nodes of one graph.
+pub(crate) struct Opener<'a> {
+    shard: &'a Shard,
+    graph: &'a mut Graph,
+    notify: Notify,
+    /// Everything opened, by node.
+    known: BTreeMap<String, Opened>,
+    /// In the order of opening.
+    nodes: Vec<String>,
+    warnings: Vec<String>,
+}
+
+/// What an opener has made: the node, everything below it, and what to say.
+pub(crate) struct Chain {
+    pub(crate) top: Opened,
+    /// Every node that was made, in the order of opening.
+    pub(crate) nodes: Vec<String>,
+    /// To be printed behind the program's name and `warning: `.
+    pub(crate) warnings: Vec<String>,
+}
+
+type Opening<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> + 'a>>;
+
+/// Opens a tree of nodes.
+///
+/// # Errors
+///
+/// The reason, in QEMU's words where it has some; everything that was opened on
+/// the way is closed again.
+pub(crate) async fn open(
+    shard: &Shard,
+    graph: &mut Graph,
+    notify: Notify,
+    node: OpenNode,
+) -> Result<Chain, String> {
+    let mut opener = Opener {
+        shard,
+        graph,
+        notify,
+        known: BTreeMap::new(),
+        nodes: Vec::new(),
+        warnings: Vec::new(),
+    };
+    match opener.open_node(node).await {
+        Ok(top) => Ok(Chain {
+            top,
+            nodes: opener.nodes,
+            warnings: opener.warnings,
+        }),
+        Err(error) => {
+            let nodes = std::mem::take(&mut opener.nodes);
+            // The first error counts.
+            let _ = close(shard, graph, &nodes).await;
+            Err(error)
+        }
+    }
+}
+
+/// Closes nodes that were opened in this order.
+///
+/// # Errors
+///
+/// The first node that could not be written; the others are closed all the same.
+pub(crate) async fn close(
+    shard: &Shard,
+    graph: &mut Graph,
+    nodes: &[String],
+) -> Result<(), String> {
+    let mut result = Ok(());
+    for node in nodes.iter().rev() {
+        let closed = graph.remove(shard, node).await;
+        result = result.and(closed.map_err(|error| error.to_string()));
+    }
+    result
+}
+
+impl Opener<'_> {
+    fn open_node(&mut self, node: OpenNode) -> Opening<'_, Opened> {
+        Box::pin(async move {
+            match node {
+                OpenNode::Driver(driver) => self.open_driver(driver, false).await,
+                OpenNode::Probe(probe) => {
+                    let file = self.open_child(probe.file.clone()).await?;
+                    let head = self
+                        .graph
+                        .peek(self.shard, &file.node, HEAD_BYTES)
+                        .await
+                        .map_err(|error| error.to_string())?;
+                    let format = probed_format(&head).unwrap_or("raw");
+                    let driver = probe
+                        .resolve(format, Child::Node(file.node))
+                        .map_err(|error| error.to_string())?;
+                    self.open_driver(driver, format == "raw").await
+                }
+            }
+        })
+    }
+
+    async fn open_child(&mut self, child: Child<OpenNode>) -> Result<Opened, String> {
+        match child {
+            Child::Options(node) => self.open_node(*node).await,
+            Child::Node(name) => self
+                .known
+                .get(&name)
+                .cloned()
+                .ok_or_else(|| format!("Cannot find device='{name}' nor node-name='{name}'")),
+        }
+    }
+
+    async fn add(&mut self, spec: NodeSpec, name: Option<&str>) -> Result<String, String> {
+        let added = match name {
+            Some(name) => {
+                let added = self.graph.add(self.shard, name, spec).await;
+                added.map(|()| name.to_owned())
+            }
+            None => self.graph.add_unnamed(self.shard, spec).await,
+        };
+        let node = added.map_err(drivers::reason)?;
+        self.nodes.push(node.clone());
+        Ok(node)
+    }
+
+    async fn open_driver(&mut self, node: DriverNode, was_probed: bool) -> Result<Opened, String> {
+        self.warnings.extend(node.warnings.iter().cloned());
+        let (driver, settings) = (node.driver.name(), node.settings);
+        let name = node.common.node_name.as_deref();
+        let image = |children: &[(&str, Option<&ImageName>)]| {
+            ImageName::new(driver, node.given(), children)
+        };
+        let mut header = None;
+        let (added, image_name) = match &node.driver {
+            DriverOptions::File(file) | DriverOptions::HostDevice(file) => {
+                let spec = drivers::file(file, &settings)?;
+                (self.add(spec, name).await?, image(&[]))
+            }
+            DriverOptions::NullCo(null) => {
+                (self.add(drivers::null(*null), name).await?, image(&[]))
+            }
+            DriverOptions::Raw(raw) => {
+                let file = self.open_child(raw.file.clone()).await?;
+                let spec = raw_spec(raw, &file);
+                let added = self.add(spec, name).await?;
+                (added, image(&[("file", Some(&file.name))]))
+            }
+            DriverOptions::Blkdebug(blkdebug) => {
+                let child = self.open_child(blkdebug.image.clone()).await?;
+                let spec = drivers::blkdebug(blkdebug, &child)?;
+                let added = self.add(spec, name).await?;
+                (added, image(&[("image", Some(&child.name))]))
+            }
+            DriverOptions::Qcow2(_) => {
+                let (added, name, found) = self.open_qcow2(&node).await?;
+                header = Some(found);
+                (added, name)
+            }
+            other => return Err(format!("driver '{}' is not supported yet", other.name())),
+        };
+        let opened = Opened {
+            node: added.clone(),
+            driver,
+            name: image_name,
+            was_probed,
+            settings,
+            header,
+        };
+        self.known.insert(added, opened.clone());
+        Ok(opened)
+    }
+
+    /// The image first, without its backing file: its locks are taken before
+    /// anything else is looked for.
+    async fn open_qcow2(
+        &mut self,
+        node: &DriverNode,
+    ) -> Result<(String, ImageName, Header), String> {
+        let DriverOptions::Qcow2(options) = &node.driver else {
+            unreachable!("asked for qcow2 nodes only");
+        };
+        let settings = node.settings;
+        let file = self.open_child(options.file.clone()).await?;
+        let overlay = file.name.exact().map(str::to_owned);
+        let mode = if settings.read_only {
+            OpenMode::ReadOnly
+        } else {
+            OpenMode::ReadWrite
+        };
+        let header = self
+            .graph
+            .qcow2_header(self.shard, &file.node, mode)
+            .await
+            .map_err(|error| error.to_string())?;
+        let data_file = match &options.data_file {
+            Some(child) => Some(self.open_child(child.clone()).await?.node),
+            None if header.has_data_file() => {
+                let name = header.extensions.data_file.as_deref();
+                Some(self.open_data_file(name, overlay.as_deref(), node).await?)
+            }
+            None => None,
+        };
+        let facts = ImageFacts {
+            cluster_size: 1 << header.cluster_bits,
+            version: header.version,
+            has_data_file: header.has_data_file(),
+        };
+        let spec = Qcow2Spec {
+            file: file.node.clone(),
+            backing: None,
+            data_file,
+            options: drivers::qcow2(options, &settings, facts, self.notify.clone())?,
+            force_share: settings.force_share,
+        };
+        let added = self
+            .add(NodeSpec::Qcow2(spec), node.common.node_name.as_deref())
+            .await?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let backing_file = header.backing_file.as_deref().map(text).unwrap_or_default();
+        let backing_header = BackingHeader {
+            file: &backing_file,
+            format: header.extensions.backing_format.as_deref(),
+        };
+        let backing = node
+            .backing(backing_header, overlay.as_deref())
+            .map_err(|error| error.to_string())?;
+        let backing = match backing {
+            Some(child) => {
+                let opened = self
+                    .open_child(child)
+                    .await
+                    .map_err(|error| format!("Could not open backing file: {error}"))?;
+                self.graph
+                    .set_backing(&added, Some(&opened.node))
+                    .await
+                    .map_err(|error| {
+                        format!("Could not open backing file: {}", drivers::reason(error))
+                    })?;
+                Some(opened)
+            }
+            None => None,
+        };
+        let mut children = vec![("file", Some(&file.name))];
+        if node.overrides_backing() {
+            children.push(("backing", backing.as_ref().map(|backing| &backing.name)));
+        }
+        let name = ImageName::new(node.driver.name(), node.given(), &children);
+        Ok((added, name, header))
+    }
+
+    /// The data file whose name the image knows.
+    async fn open_data_file(
+        &mut self,
+        name: Option<&[u8]>,
+        overlay: Option<&str>,
+        node: &DriverNode,
+    ) -> Result<String, String> {
+        let name = name.ok_or("'data-file' is required for this image")?;
+        let name = String::from_utf8_lossy(name);
+        let full = full_backing_name(overlay, &name, node.driver.name())
+            .map_err(|error| error.to_string())?;
+        let path = full.ok_or("'data-file' is required for this image")?;
+        let path = path.strip_prefix("file:").unwrap_or(&path);
+        self.add(drivers::file_at(path, &node.settings), None).await
+    }
+}
+
+fn raw_spec(raw: &RawOptions<OpenNode>, file: &Opened) -> NodeSpec {
+    NodeSpec::Raw {
+        file: file.node.clone(),
+        offset: raw.offset.unwrap_or(0),
+        size: raw.size,
+    }
+}
