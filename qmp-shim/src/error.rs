@@ -290,9 +290,6 @@ pub enum OptionError {
         /// The image's cluster size.
         cluster: u64,
     },
-    /// An L2 cache of more entries than can be counted.
-    #[error("L2 cache size too big")]
-    L2CacheTooBig,
     /// A refcount cache of more clusters than can be counted.
     #[error("Refcount cache size too big")]
     RefcountCacheTooBig,

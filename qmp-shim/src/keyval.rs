@@ -243,8 +243,9 @@ fn store(root: &mut Map<String, Value>, path: &[&str], value: String) -> Result<
     }
 }
 
-/// Turns objects whose keys are indices into lists. Recursion ends at [`MAX_PARTS`].
-fn make_lists(members: &mut Map<String, Value>, prefix: &str) -> Result<()> {
+/// Turns objects whose keys are indices into lists. Recursion is as deep as the tree, which
+/// the caller bounds, here with [`MAX_PARTS`].
+pub(crate) fn make_lists(members: &mut Map<String, Value>, prefix: &str) -> Result<()> {
     for (key, value) in members.iter_mut() {
         let Value::Object(inner) = value else {
             continue;
@@ -254,7 +255,7 @@ fn make_lists(members: &mut Map<String, Value>, prefix: &str) -> Result<()> {
         // A name begins with a letter or an underscore, so a digit tells an index.
         let indices = inner
             .keys()
-            .filter(|key| key.as_bytes()[0].is_ascii_digit())
+            .filter(|key| key.starts_with(|c: char| c.is_ascii_digit()))
             .count();
         if indices == 0 {
             continue;

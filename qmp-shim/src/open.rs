@@ -49,7 +49,7 @@ pub use backing_name::{backing_name_at_creation, full_backing_name};
 pub use flat::{MAX_OPTION_NAME, MAX_OPTIONS, flatten};
 pub use image_name::{ImageName, write_json};
 
-use flat::{as_texts, check_count, nest};
+use flat::{as_texts, check_bounds, nest};
 
 /// A node to be opened.
 #[derive(Debug, Clone, PartialEq)]
@@ -156,7 +156,7 @@ pub fn open(
     options: &Map<String, Value>,
     defaults: &Settings,
 ) -> Result<OpenNode> {
-    check_count(options.len())?;
+    check_bounds(options)?;
     let place = Place {
         inherited: *defaults,
         is_protocol: false,

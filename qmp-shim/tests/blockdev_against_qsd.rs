@@ -1,7 +1,7 @@
-//! The same `--blockdev` text to ringback and to the installed qemu-storage-daemon: both
-//! accept it, or both refuse it with the same words.
+//! The same `--blockdev` or `--object` text to ringback and to the installed
+//! qemu-storage-daemon: both accept it, or both refuse it with the same words.
 //!
-//! One text a row, in `blockdev_texts.txt`, between bars since blanks matter. A row's mark
+//! One text a row, in `blockdev_texts.txt` and `object_texts.txt`, between bars since blanks matter. A row's mark
 //! says what is expected:
 //!
 //! - `=` the same answer from both;
@@ -19,10 +19,11 @@ use std::process::{Command, Output};
 mod images;
 
 use images::smallest_qcow2;
-use ringback_qmp_shim::BlockdevOptions;
+use ringback_qmp_shim::{BlockdevOptions, OptionError, ThrottleGroupOptions};
 
 const DAEMON: &str = "qemu-storage-daemon";
-const ROWS: &str = include_str!("blockdev_texts.txt");
+const BLOCKDEV_ROWS: &str = include_str!("blockdev_texts.txt");
+const OBJECT_ROWS: &str = include_str!("object_texts.txt");
 
 /// An option behind the tested one that the daemon refuses in any case: so it ends, and
 /// its last words say whether it got that far.
@@ -37,6 +38,11 @@ const OUR_WORDS: &[&str] = &[
     "Parameter 'drop-cache' is not supported by ringback",
     "Parameter 'x-check-cache-dropped' is not supported by ringback",
     "Parameter 'encrypt' is not supported by ringback",
+    "Object type '",
+    // QEMU takes either of two values, and makes something else of negative numbers.
+    "Parameters 'limits.bps-total' and 'x-bps-total' set the same limit",
+    "Value '-5' is out of range for parameter 'iops-size'",
+    "bps-total-max-length value must be in the range",
     // QEMU cuts larger numbers off and so makes others of them.
     "Value '99999999999' is out of range for parameter 'errno'",
     "Value '4294967296' is out of range for parameter 'state'",
@@ -59,7 +65,18 @@ const OUR_WORDS: &[&str] = &[
 ];
 
 #[test]
-fn both_give_the_same_answer() {
+fn both_give_the_same_answer_for_nodes() {
+    let parse = |text: &str| BlockdevOptions::parse(text).map(|_| ());
+    compare("--blockdev", BLOCKDEV_ROWS, 700, parse);
+}
+
+#[test]
+fn both_give_the_same_answer_for_objects() {
+    let parse = |text: &str| ThrottleGroupOptions::parse(text).map(|_| ());
+    compare("--object", OBJECT_ROWS, 40, parse);
+}
+
+fn compare(option: &str, rows: &str, least: usize, parse: fn(&str) -> Result<(), OptionError>) {
     if !daemon_is_installed() {
         let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
         assert!(
@@ -69,10 +86,10 @@ fn both_give_the_same_answer() {
         println!("skipped: {DAEMON} is not installed");
         return;
     }
-    let directory = prepare_directory();
+    let directory = prepare_directory(option);
     let mut wrong = Vec::new();
     let mut compared = 0;
-    for row in ROWS
+    for row in rows
         .lines()
         .filter(|row| !row.is_empty() && !row.starts_with('#'))
     {
@@ -81,10 +98,8 @@ fn both_give_the_same_answer() {
             .strip_prefix(" |")
             .and_then(|text| text.strip_suffix('|'));
         let text = text.expect("the text stands between bars");
-        let ours = BlockdevOptions::parse(text)
-            .map(|_| ())
-            .map_err(|error| error.to_string());
-        let theirs = ask_daemon(&directory, text);
+        let ours = parse(text).map_err(|error| error.to_string());
+        let theirs = ask_daemon(&directory, option, text);
         compared += 1;
         if !fits(mark, &ours, &theirs) {
             wrong.push(format!(
@@ -99,7 +114,7 @@ fn both_give_the_same_answer() {
         wrong.join("\n")
     );
     assert!(
-        compared > 300,
+        compared > least,
         "only {compared} rows: is the table complete?"
     );
 }
@@ -125,8 +140,9 @@ fn daemon_is_installed() -> bool {
 }
 
 /// A directory with a file of 1 MiB, a qcow2 image and nothing else that a row could name.
-fn prepare_directory() -> PathBuf {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("blockdev_against_qsd");
+fn prepare_directory(option: &str) -> PathBuf {
+    let name = format!("against_qsd{option}");
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::create_dir_all(&directory).expect("the build directory is writable");
     let file = std::fs::File::create(directory.join("a.img")).expect("ditto");
     file.set_len(1 << 20).expect("ditto");
@@ -134,24 +150,24 @@ fn prepare_directory() -> PathBuf {
     directory
 }
 
-fn ask_daemon(directory: &Path, text: &str) -> Answer {
+fn ask_daemon(directory: &Path, option: &str, text: &str) -> Answer {
     let output = Command::new(DAEMON)
-        .args(["--blockdev", text])
+        .args([option, text])
         .args(STOP)
         .current_dir(directory)
         .env("LC_ALL", "C")
         .output()
         .expect("the daemon starts");
-    match last_words(&output, text) {
+    match last_words(&output, option, text) {
         None => Ok(()),
         Some(words) => Err(words),
     }
 }
 
 /// What the daemon says of the tested option, or nothing if it went on to [`STOP`].
-fn last_words(output: &Output, text: &str) -> Option<String> {
+fn last_words(output: &Output, option: &str, text: &str) -> Option<String> {
     let said = String::from_utf8_lossy(&output.stderr);
-    let prefix = format!("{DAEMON}: --blockdev {text}: ");
+    let prefix = format!("{DAEMON}: {option} {text}: ");
     // The quoted text may contain line ends, so cut at prefixes and not into lines.
     let last = said.rsplit(&prefix).next().unwrap_or(&said);
     if said.contains(&format!("{DAEMON}: {} {}: ", STOP[0], STOP[1])) {

@@ -3,13 +3,30 @@
 use serde_json::{Map, Value};
 
 use crate::error::{OptionError, Result};
+use crate::keyval::make_lists;
 
 /// Most options in one set. Their readers look at all of them again and again.
 pub const MAX_OPTIONS: usize = 4096;
 /// Longest name of an option, in bytes.
 pub const MAX_OPTION_NAME: usize = 1024;
 
-pub(super) fn check_count(count: usize) -> Result<()> {
+/// Checks the bounds of a flat set.
+pub(super) fn check_bounds(flat: &Map<String, Value>) -> Result<()> {
+    check_count(flat.len())?;
+    flat.keys().try_for_each(|name| check_name(name))
+}
+
+fn check_name(name: &str) -> Result<()> {
+    if name.len() > MAX_OPTION_NAME {
+        return Err(OptionError::OptionNameTooLong {
+            start: name.chars().take(40).collect(),
+            max: MAX_OPTION_NAME,
+        });
+    }
+    Ok(())
+}
+
+fn check_count(count: usize) -> Result<()> {
     if count > MAX_OPTIONS {
         return Err(OptionError::TooManyOptions { max: MAX_OPTIONS });
     }
@@ -42,12 +59,7 @@ fn has_members(value: &Value) -> bool {
 
 /// Recursion ends where names get too long: each level makes them longer.
 fn add(flat: &mut Map<String, Value>, name: String, value: &Value) -> Result<()> {
-    if name.len() > MAX_OPTION_NAME {
-        return Err(OptionError::OptionNameTooLong {
-            start: name.chars().take(40).collect(),
-            max: MAX_OPTION_NAME,
-        });
-    }
+    check_name(&name)?;
     match value {
         Value::Object(members) if !members.is_empty() => members
             .iter()
@@ -63,7 +75,7 @@ fn add(flat: &mut Map<String, Value>, name: String, value: &Value) -> Result<()>
     }
 }
 
-/// The tree of flat options, without lists: no reader of it knows any.
+/// The tree of flat options.
 pub(super) fn nest(flat: &Map<String, Value>) -> Result<Map<String, Value>> {
     let mut root = Map::new();
     for (name, value) in flat {
@@ -82,6 +94,7 @@ pub(super) fn nest(flat: &Map<String, Value>) -> Result<Map<String, Value>> {
             return Err(conflict());
         }
     }
+    make_lists(&mut root, "")?;
     Ok(root)
 }
 

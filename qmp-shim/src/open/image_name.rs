@@ -104,10 +104,11 @@ fn exact_name(
                 return None;
             }
             let config = own.get("config").and_then(Value::as_str).unwrap_or("");
-            // A name with a colon would be read as something else.
             Some(format!("blkdebug:{config}:{}", main?.exact()?))
         }
-        "throttle" | "copy-on-read" | "copy-before-write" => None,
+        // These show what they stand on, also if that is no plain name.
+        "copy-before-write" | "snapshot-access" => main.map(ToString::to_string),
+        "throttle" | "copy-on-read" => None,
         _ => {
             let says_enough = own.is_empty() && children.len() == 1;
             let main = main.filter(|main| says_enough && main.is_protocol)?;

@@ -268,6 +268,23 @@ fn an_empty_backing_warns() {
 }
 
 #[test]
+fn lists_may_stand_below_a_strict_child() {
+    let text = "driver=copy-before-write,file.driver=null-co,target.driver=blkdebug,\
+                target.image.driver=null-co,target.inject-error.0.event=none";
+    let node = driver(by_options(text).unwrap());
+    let DriverOptions::CopyBeforeWrite(cbw) = &node.driver else {
+        panic!("{node:?}");
+    };
+    let DriverOptions::Blkdebug(target) = inside(&cbw.target).driver else {
+        panic!("{node:?}");
+    };
+    assert_eq!(target.inject_error.len(), 1);
+    for wrong in ["target.=1", "target..a=1", "target.a.=1"] {
+        assert!(by_options(&format!("{text},{wrong}")).is_err(), "{wrong}");
+    }
+}
+
+#[test]
 fn hostile_options_are_refused_cheaply() {
     let deep = format!("json:{}1{}", "{\"a\":".repeat(1000), "}".repeat(1000));
     assert!(
@@ -293,6 +310,12 @@ fn hostile_options_are_refused_cheaply() {
         by_name(&nested)
             .unwrap_err()
             .starts_with("Nodes are nested more than 64 deep")
+    );
+    let long = format!("driver=null-co,{}a=1", "a.".repeat(100_000));
+    assert!(
+        by_options(&long)
+            .unwrap_err()
+            .contains("a name of more than 1024 bytes")
     );
     let rules: String = (0..4000)
         .map(|rule| format!(",inject-error.{rule}.event=none"))

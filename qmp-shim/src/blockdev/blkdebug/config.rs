@@ -84,16 +84,22 @@ pub fn parse(text: &str) -> Result<Rules> {
             None => set(sections.last_mut(), line)?,
         }
     }
-    let mut rules = Rules::default();
-    for section in &sections {
-        let mut reader = Reader::flat(&section.options, Owner::Section(section.kind));
-        if section.kind == "inject-error" {
-            rules.inject_error.push(InjectError::read(&mut reader)?);
-        } else {
-            rules.set_state.push(SetState::read(&mut reader)?);
-        }
-    }
-    Ok(rules)
+    // QEMU takes one kind after the other, which decides between two mistakes.
+    Ok(Rules {
+        inject_error: read_kind(&sections, "inject-error", InjectError::read)?,
+        set_state: read_kind(&sections, "set-state", SetState::read)?,
+    })
+}
+
+fn read_kind<T>(
+    sections: &[Section],
+    kind: &'static str,
+    read: fn(&mut Reader<'_>) -> Result<T>,
+) -> Result<Vec<T>> {
+    let sections = sections.iter().filter(|section| section.kind == kind);
+    sections
+        .map(|section| read(&mut Reader::flat(&section.options, Owner::Section(kind))))
+        .collect()
 }
 
 /// Name and id of a section, behind its opening bracket.
@@ -290,6 +296,10 @@ mod tests {
                 "invalid parameter value: ",
             ),
             ("[inject-error]\n", "Missing event name for rule"),
+            (
+                "[set-state]\nevent = \"x\"\n[inject-error]\n",
+                "Missing event name for rule",
+            ),
             (
                 &format!("{rule}errno = \"EIO\""),
                 "Parameter 'errno' expects a number",
