@@ -49,6 +49,13 @@ impl Image {
         }
     }
 
+    /// Unit in which it is told who holds what, in bytes.
+    pub(crate) fn cluster_size(&self) -> u64 {
+        match &self.format {
+            Format::Raw(_) => self.file.cluster_size(),
+        }
+    }
+
     /// Whether a write behind the end makes it longer.
     pub(crate) fn can_grow(&self) -> bool {
         match &self.format {
