@@ -12,8 +12,9 @@ use ringback_ring::{Buf, IoResult, Shard};
 
 use crate::event::Event;
 use crate::extent::{Content, Extent};
+use crate::filter::throttle::Throttle;
 use crate::path::Path;
-use crate::request::{Preallocation, ZeroFlags};
+use crate::request::{Limits, Preallocation, ZeroFlags};
 use crate::span::Span;
 use crate::storage::Storage;
 use crate::units::in_memory;
@@ -47,6 +48,30 @@ impl Child {
         match self {
             Self::Storage(storage) => storage.protocol().request_alignment(),
             Self::Path(path) => path.request_alignment(),
+        }
+    }
+
+    /// Unit in which it is told who holds what, in bytes; a power of two.
+    pub(crate) fn cluster_size(&self) -> u64 {
+        match self {
+            Self::Storage(storage) => storage.protocol().request_alignment(),
+            Self::Path(path) => path.cluster_size(),
+        }
+    }
+
+    /// How long the requests may be that go through.
+    pub(crate) fn limits(&self) -> Limits {
+        match self {
+            Self::Storage(_) => Limits::default(),
+            Self::Path(path) => path.limits(),
+        }
+    }
+
+    /// Every throttle that a request may meet on its way down.
+    pub(crate) fn for_each_throttle(&self, act: &dyn Fn(&Throttle)) {
+        match self {
+            Self::Storage(_) => {}
+            Self::Path(path) => path.for_each_throttle(act),
         }
     }
 

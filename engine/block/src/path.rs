@@ -23,10 +23,12 @@ use crate::event::Event;
 use crate::extent::Extent;
 use crate::filter::blkdebug::BlkDebug;
 use crate::filter::copy_before_write::CopyBeforeWrite;
+use crate::filter::copy_on_read::CopyOnRead;
 use crate::filter::snapshot_access::SnapshotAccess;
+use crate::filter::throttle::{Direction, Throttle};
 use crate::format::Image;
 use crate::planted::{self, Fault};
-use crate::request::{Preallocation, ZeroFlags};
+use crate::request::{Limits, Preallocation, ZeroFlags};
 use crate::span::Span;
 use crate::storage::Storage;
 
@@ -36,6 +38,8 @@ use crate::storage::Storage;
 pub struct Layer {
     /// Copies old data away before it is overwritten.
     pub copy_before_write: Option<Arc<CopyBeforeWrite>>,
+    /// Holds requests back that come too fast.
+    pub throttle: Option<Arc<Throttle>>,
     /// Bitmaps that record now.
     pub recorders: Vec<Arc<DirtyBitmap>>,
 }
@@ -51,6 +55,8 @@ pub enum Base {
     Snapshot(Arc<SnapshotAccess>),
     /// A filter that makes requests fail, and the node below it.
     BlkDebug(Arc<BlkDebug>, Child),
+    /// A filter that fills the topmost image, and the node below it.
+    CopyOnRead(Arc<CopyOnRead>, Child),
 }
 
 /// An immutable way from the top of a disk to its bytes.
@@ -58,14 +64,75 @@ pub enum Base {
 pub struct Path {
     layers: Arc<[Layer]>,
     base: Base,
+    /// How requests are cut below, if some layer wants to count them.
+    counted: Option<Limits>,
+}
+
+impl Base {
+    fn limits(&self) -> Limits {
+        match self {
+            Self::Storage(_) | Self::Snapshot(_) => Limits::default(),
+            Self::Image(image) => image.limits(),
+            Self::BlkDebug(filter, child) => filter.limits().and(child.limits()),
+            Self::CopyOnRead(_, child) => child.limits(),
+        }
+    }
+}
+
+/// What kind of change goes down.
+#[derive(Clone, Copy)]
+enum Change {
+    Write,
+    Zero,
+    Discard,
 }
 
 impl Path {
     /// Layers from the top down, above a base.
     pub fn new(layers: Vec<Layer>, base: Base) -> Self {
+        let counts = layers.iter().any(|layer| layer.throttle.is_some());
         Self {
             layers: layers.into(),
+            counted: counts.then(|| base.limits()),
             base,
+        }
+    }
+
+    /// How long the requests may be that go through.
+    pub(crate) fn limits(&self) -> Limits {
+        self.base.limits()
+    }
+
+    /// Unit in which it is told who holds what, in bytes; a power of two.
+    pub(crate) fn cluster_size(&self) -> u64 {
+        match &self.base {
+            Base::Storage(storage) => storage.protocol().request_alignment(),
+            Base::Image(image) => image.cluster_size(),
+            Base::Snapshot(_) => 1,
+            Base::BlkDebug(_, child) | Base::CopyOnRead(_, child) => child.cluster_size(),
+        }
+    }
+
+    /// Every throttle that a request may meet on its way, or that something
+    /// may meet which a request waits for. Some are visited twice.
+    pub(crate) fn for_each_throttle(&self, act: &dyn Fn(&Throttle)) {
+        for layer in self.layers.iter() {
+            if let Some(throttle) = &layer.throttle {
+                act(throttle);
+            }
+            if let Some(filter) = &layer.copy_before_write {
+                filter.source().for_each_throttle(act);
+                filter.target().for_each_throttle(act);
+            }
+        }
+        match &self.base {
+            Base::Storage(_) => {}
+            Base::Image(image) => image.for_each_throttle(act),
+            Base::Snapshot(snapshot) => {
+                snapshot.filter().source().for_each_throttle(act);
+                snapshot.filter().target().for_each_throttle(act);
+            }
+            Base::BlkDebug(_, child) | Base::CopyOnRead(_, child) => child.for_each_throttle(act),
         }
     }
 
@@ -75,7 +142,7 @@ impl Path {
             Base::Storage(storage) => storage.size(),
             Base::Image(image) => image.size(),
             Base::Snapshot(snapshot) => snapshot.size(),
-            Base::BlkDebug(_, image) => image.size(),
+            Base::BlkDebug(_, child) | Base::CopyOnRead(_, child) => child.size(),
         }
     }
 
@@ -85,7 +152,7 @@ impl Path {
             Base::Storage(storage) => storage.can_grow(),
             Base::Image(image) => image.can_grow(),
             Base::Snapshot(_) => false,
-            Base::BlkDebug(_, image) => image.can_grow(),
+            Base::BlkDebug(_, child) | Base::CopyOnRead(_, child) => child.can_grow(),
         }
     }
 
@@ -123,6 +190,10 @@ impl Path {
         if let Err(errno) = self.check(span) {
             return (Err(errno), buf);
         }
+        if let Some(limits) = self.counted {
+            // Boxed: rare, and not to make every request large.
+            Box::pin(self.before_read(shard, span, limits)).await;
+        }
         if span.is_empty() {
             return (Ok(()), buf);
         }
@@ -131,9 +202,12 @@ impl Path {
             Base::Image(image) => image.read(shard, span, buf, window).await,
             // Boxed: a snapshot reads through paths of its own.
             Base::Snapshot(snapshot) => Box::pin(snapshot.read(shard, span, buf, window)).await,
-            // Boxed, here and below: rare, and not to make every request large.
+            // Boxed, here and below, for the same reason.
             Base::BlkDebug(filter, image) => {
                 Box::pin(filter.read(shard, image, span, buf, window)).await
+            }
+            Base::CopyOnRead(filter, file) => {
+                Box::pin(filter.read(shard, file, span, buf, window)).await
             }
         }
     }
@@ -177,7 +251,7 @@ impl Path {
         buf: Buf,
         window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
-        if let Err(errno) = self.before_change(shard, span).await {
+        if let Err(errno) = self.before_change(shard, span, Change::Write).await {
             return (Err(errno), buf);
         }
         if span.is_empty() {
@@ -189,6 +263,9 @@ impl Path {
             Base::Snapshot(_) => (Err(Errno::EOPNOTSUPP), buf),
             Base::BlkDebug(filter, image) => {
                 Box::pin(filter.write(shard, image, span, buf, window)).await
+            }
+            Base::CopyOnRead(filter, file) => {
+                Box::pin(filter.write(shard, file, span, buf, window)).await
             }
         };
         self.after_change(shard, span);
@@ -202,13 +279,15 @@ impl Path {
             len: bytes.len() as u64,
         };
         self.check(span)?;
-        self.before_change(shard, span).await?;
+        self.before_change(shard, span, Change::Write).await?;
         if span.is_empty() {
             return Ok(());
         }
         let result = match &self.base {
             Base::Image(image) => image.write_compressed(shard, span, bytes).await,
-            Base::Storage(_) | Base::Snapshot(_) | Base::BlkDebug(..) => Err(Errno::EOPNOTSUPP),
+            Base::Storage(_) | Base::Snapshot(_) | Base::BlkDebug(..) | Base::CopyOnRead(..) => {
+                Err(Errno::EOPNOTSUPP)
+            }
         };
         self.after_change(shard, span);
         result
@@ -232,13 +311,16 @@ impl Path {
     }
 
     async fn zero_within(&self, shard: &Shard, span: Span, flags: ZeroFlags) -> IoResult<()> {
-        self.before_change(shard, span).await?;
+        self.before_change(shard, span, Change::Zero).await?;
         let result = match &self.base {
             Base::Storage(storage) => storage.write_zeroes(shard, span, flags).await,
             Base::Image(image) => image.write_zeroes(shard, span, flags).await,
             Base::Snapshot(_) => Err(Errno::EOPNOTSUPP),
             Base::BlkDebug(filter, image) => {
                 Box::pin(filter.write_zeroes(shard, image, span, flags)).await
+            }
+            Base::CopyOnRead(filter, file) => {
+                Box::pin(filter.write_zeroes(shard, file, span, flags)).await
             }
         };
         self.after_change(shard, span);
@@ -248,12 +330,13 @@ impl Path {
     /// A hint that the range's content is no longer needed.
     pub async fn discard(&self, shard: &Shard, span: Span) -> IoResult<()> {
         self.check(span)?;
-        self.before_change(shard, span).await?;
+        self.before_change(shard, span, Change::Discard).await?;
         let result = match &self.base {
             Base::Storage(storage) => storage.discard(shard, span).await,
             Base::Image(image) => image.discard(shard, span).await,
             Base::Snapshot(snapshot) => Box::pin(snapshot.discard(shard, span)).await,
             Base::BlkDebug(filter, image) => Box::pin(filter.discard(shard, image, span)).await,
+            Base::CopyOnRead(filter, file) => Box::pin(filter.discard(shard, file, span)).await,
         };
         self.after_change(shard, span);
         result
@@ -266,6 +349,7 @@ impl Path {
             Base::Image(image) => image.flush(shard).await,
             Base::Snapshot(_) => Ok(()),
             Base::BlkDebug(filter, image) => Box::pin(filter.flush(shard, image)).await,
+            Base::CopyOnRead(_, file) => file.flush(shard).await,
         }
     }
 
@@ -277,6 +361,7 @@ impl Path {
             Base::Image(image) => image.extent(shard, span).await,
             Base::Snapshot(snapshot) => Box::pin(snapshot.extent(shard, span)).await,
             Base::BlkDebug(filter, image) => Box::pin(filter.extent(shard, image, span)).await,
+            Base::CopyOnRead(_, file) => file.extent(shard, span).await,
         }
     }
 
@@ -294,6 +379,7 @@ impl Path {
             Base::BlkDebug(filter, image) => {
                 Box::pin(filter.truncate(shard, image, size, preallocation)).await
             }
+            Base::CopyOnRead(_, file) => file.truncate(shard, size, preallocation).await,
         }
     }
 
@@ -307,17 +393,37 @@ impl Path {
         }
     }
 
-    /// Unit of requests in bytes.
+    /// Unit of requests of the topmost node, in bytes.
     pub(crate) fn request_alignment(&self) -> u64 {
         match &self.base {
+            _ if self.layers.len() > 1 => 1,
             Base::Storage(storage) => storage.protocol().request_alignment(),
             Base::BlkDebug(filter, _) => filter.request_alignment(),
-            Base::Image(_) | Base::Snapshot(_) => 1,
+            Base::Image(_) | Base::Snapshot(_) | Base::CopyOnRead(..) => 1,
         }
     }
 
-    async fn before_change(&self, shard: &Shard, span: Span) -> IoResult<()> {
+    /// Only where some layer counts requests.
+    async fn before_read(&self, shard: &Shard, span: Span, limits: Limits) {
+        for throttle in self
+            .layers
+            .iter()
+            .filter_map(|layer| layer.throttle.as_ref())
+        {
+            admit(throttle, shard, Direction::Read, span, limits.transfer).await;
+        }
+    }
+
+    async fn before_change(&self, shard: &Shard, span: Span, change: Change) -> IoResult<()> {
         for layer in self.layers.iter() {
+            if let (Some(throttle), Some(limits)) = (&layer.throttle, self.counted) {
+                let len_max = match change {
+                    Change::Write => limits.transfer,
+                    Change::Zero => limits.zero,
+                    Change::Discard => limits.discard,
+                };
+                Box::pin(admit(throttle, shard, Direction::Write, span, len_max)).await;
+            }
             if let Some(filter) = &layer.copy_before_write {
                 filter.before_change(shard, span).await?;
             }
@@ -343,5 +449,21 @@ impl Path {
                 bitmap.mark(shard.index(), span.offset, span.len);
             }
         }
+    }
+}
+
+/// A request is counted as it will be cut below; an empty one counts too.
+async fn admit(
+    throttle: &Throttle,
+    shard: &Shard,
+    direction: Direction,
+    span: Span,
+    len_max: Option<u64>,
+) {
+    if span.is_empty() {
+        throttle.admit(shard, direction, 0).await;
+    }
+    for piece in span.pieces(len_max.unwrap_or(u64::MAX)) {
+        throttle.admit(shard, direction, piece.len).await;
     }
 }

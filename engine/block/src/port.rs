@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ringback_ring::{Buf, Errno, IoResult, LocalQueue, Shard, Shards};
 
 use crate::extent::Extent;
+use crate::filter::throttle::Throttle;
 use crate::metrics::{Class, Metrics};
 use crate::path::Path;
 use crate::request::ZeroFlags;
@@ -188,8 +189,18 @@ impl Port {
         })
     }
 
+    /// What a throttle holds must not make a drain wait.
     fn close(&self) {
-        self.gate.set(Gate::Closed);
+        if self.gate.replace(Gate::Closed) == Gate::Open {
+            self.path.borrow().for_each_throttle(&Throttle::release);
+        }
+    }
+
+    /// The drain is over: throttles on the path that was closed hold again.
+    fn leave_closed(&self, gate: Gate) {
+        if self.gate.replace(gate) == Gate::Closed {
+            self.path.borrow().for_each_throttle(&Throttle::hold_again);
+        }
     }
 
     async fn empty(&self) {
@@ -197,16 +208,18 @@ impl Port {
     }
 
     fn resume(&self, path: Option<Path>) {
+        debug_assert!(
+            path.is_none() || (self.gate.get() == Gate::Closed && self.in_flight.get() == 0)
+        );
+        self.leave_closed(Gate::Open);
         if let Some(path) = path {
-            debug_assert!(self.gate.get() == Gate::Closed && self.in_flight.get() == 0);
             *self.path.borrow_mut() = Rc::new(path);
         }
-        self.gate.set(Gate::Open);
         self.waiting.wake_all();
     }
 
     fn end(&self) {
-        self.gate.set(Gate::Gone);
+        self.leave_closed(Gate::Gone);
         self.waiting.wake_all();
     }
 

@@ -2,4 +2,6 @@
 
 pub mod blkdebug;
 pub mod copy_before_write;
+pub mod copy_on_read;
 pub mod snapshot_access;
+pub mod throttle;

@@ -46,6 +46,11 @@ impl SnapshotAccess {
         Self { filter }
     }
 
+    /// Whose view it is.
+    pub(crate) fn filter(&self) -> &CopyBeforeWrite {
+        &self.filter
+    }
+
     pub(crate) fn size(&self) -> u64 {
         self.filter.size()
     }

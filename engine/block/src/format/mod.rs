@@ -17,7 +17,8 @@ pub use raw::{Raw, RawError};
 use crate::child::Child;
 use crate::event::Event;
 use crate::extent::Extent;
-use crate::request::{Preallocation, ZeroFlags};
+use crate::filter::throttle::Throttle;
+use crate::request::{Limits, Preallocation, ZeroFlags};
 use crate::span::Span;
 
 /// A format and the nodes it lives in: what a path ends with.
@@ -45,6 +46,40 @@ impl Image {
         match self {
             Self::Raw { raw, file } => raw.size(file.size()),
             Self::Qcow2 { image, .. } => image.size(),
+        }
+    }
+
+    /// Unit in which it is told who holds what, in bytes.
+    pub(crate) fn cluster_size(&self) -> u64 {
+        match self {
+            Self::Raw { file, .. } => file.cluster_size(),
+            Self::Qcow2 { image, .. } => image.cluster_size(),
+        }
+    }
+
+    /// Every throttle below; see [`Path::for_each_throttle`].
+    ///
+    /// [`Path::for_each_throttle`]: crate::path::Path::for_each_throttle
+    pub(crate) fn for_each_throttle(&self, act: &dyn Fn(&Throttle)) {
+        match self {
+            Self::Raw { file, .. } => file.for_each_throttle(act),
+            Self::Qcow2 { image, backing } => {
+                image
+                    .children()
+                    .for_each(|child| child.for_each_throttle(act));
+                if let Some(backing) = backing {
+                    backing.for_each_throttle(act);
+                }
+            }
+        }
+    }
+
+    /// How the node below cuts requests; a format with a structure of its own
+    /// makes requests as it likes.
+    pub(crate) fn limits(&self) -> Limits {
+        match self {
+            Self::Raw { file, .. } => file.limits(),
+            Self::Qcow2 { .. } => Limits::default(),
         }
     }
 

@@ -7,6 +7,7 @@ use ringback_ring::lock::{LockError, Permission};
 use crate::bitmap::BitmapError;
 use crate::filter::blkdebug::LimitError;
 use crate::filter::copy_before_write::CbwError;
+use crate::filter::throttle::LimitsError;
 use crate::format::RawError;
 use crate::format::qcow2::Qcow2Error;
 
@@ -36,6 +37,27 @@ pub enum GraphError {
     /// A filter's limit cannot be.
     #[error(transparent)]
     Limit(#[from] LimitError),
+    /// The limits of a throttle group make no sense.
+    #[error(transparent)]
+    Throttle(#[from] LimitsError),
+    /// No throttle group of that name.
+    #[error("Throttle group '{0}' does not exist")]
+    NoGroup(String),
+    /// The name of a group is taken.
+    #[error("attempt to add duplicate property '{0}' to object (type 'container')")]
+    DuplicateGroup(String),
+    /// Nodes are members of the group.
+    #[error("object '{0}' is in use, can not be deleted")]
+    GroupInUse(String),
+    /// Names of groups are identifiers.
+    #[error("Parameter 'id' expects an identifier")]
+    InvalidId,
+    /// The node is not a throttle.
+    #[error("Node '{0}' is not a throttle filter")]
+    NoThrottle(String),
+    /// What is read could not be copied there.
+    #[error("Can't use copy-on-read on read-only device")]
+    CopyOnReadReadOnly,
     /// The bitmap refused.
     #[error(transparent)]
     Bitmap(#[from] BitmapError),

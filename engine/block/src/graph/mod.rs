@@ -33,7 +33,9 @@ use crate::bitmap::{BitmapError, DirtyBitmap, NodeBitmaps};
 use crate::child::Child;
 use crate::filter::blkdebug::{self, BlkDebug};
 use crate::filter::copy_before_write::{self, CopyBeforeWrite};
+use crate::filter::copy_on_read::CopyOnRead;
 use crate::filter::snapshot_access::SnapshotAccess;
+use crate::filter::throttle::{Throttle, ThrottleGroup};
 use crate::format::qcow2::Qcow2;
 use crate::format::{Image, Raw};
 use crate::path::{Base, Layer, Path};
@@ -94,6 +96,19 @@ pub enum NodeSpec {
         /// Rules and limits.
         options: blkdebug::Options,
     },
+    /// Lets no more pass than a group's limits.
+    Throttle {
+        /// The node below.
+        file: String,
+        /// Name of the group.
+        group: String,
+    },
+    /// Copies what is read, and lives in a backing file, into the topmost
+    /// image.
+    CopyOnRead {
+        /// That image.
+        file: String,
+    },
 }
 
 enum Kind {
@@ -127,6 +142,15 @@ enum Kind {
         filter: Arc<BlkDebug>,
         image: String,
     },
+    Throttle {
+        throttle: Arc<Throttle>,
+        group: String,
+        file: String,
+    },
+    CopyOnRead {
+        filter: Arc<CopyOnRead>,
+        file: String,
+    },
 }
 
 struct Node {
@@ -156,6 +180,7 @@ pub struct Graph {
     next_name: u64,
     /// Claims of a node that is being opened.
     opening: Vec<ChildClaim>,
+    throttle_groups: BTreeMap<String, Arc<ThrottleGroup>>,
 }
 
 /// A copy-before-write filter to be put above a node under load.
@@ -210,12 +235,7 @@ impl Graph {
     }
 
     fn check_new_name(&self, name: &str) -> Result<(), GraphError> {
-        let mut bytes = name.bytes();
-        let starts_well = bytes
-            .next()
-            .is_some_and(|first| first.is_ascii_alphabetic());
-        let goes_on_well = bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
-        if !starts_well || !goes_on_well || name.len() > 31 {
+        if !is_identifier(name) || name.len() > 31 {
             return Err(GraphError::InvalidName(name.into()));
         }
         if self.nodes.contains_key(name) {
@@ -295,6 +315,8 @@ impl Graph {
             NodeSpec::BlkDebug { image, options } => {
                 self.blkdebug_on(image, options, shard.set().count())?
             }
+            NodeSpec::Throttle { file, group } => self.throttle_on(file, group)?,
+            NodeSpec::CopyOnRead { file } => self.copy_on_read_on(file, shard.set().count())?,
         };
         self.insert(shard, name, kind);
         if let Err(error) = self.check_permissions() {
@@ -338,7 +360,9 @@ impl Graph {
             Kind::Qcow2 { image, .. } => image.size(),
             Kind::CopyBeforeWrite { filter, .. } => filter.size(),
             Kind::SnapshotAccess { snapshot, .. } => snapshot.size(),
-            Kind::BlkDebug { image, .. } => self.size(image).unwrap_or(0),
+            Kind::BlkDebug { image: file, .. }
+            | Kind::Throttle { file, .. }
+            | Kind::CopyOnRead { file, .. } => self.size(file).unwrap_or(0),
         }
     }
 
@@ -559,9 +583,10 @@ impl Graph {
                 file: Some(file), ..
             } if !is_whole(file.geometry()) => Err(GraphError::Unaligned(name.into())),
             Kind::Protocol { .. } | Kind::Qcow2 { writable: true, .. } => Ok(()),
-            Kind::Raw { file, .. } | Kind::CopyBeforeWrite { file, .. } => {
-                self.check_writable(file)
-            }
+            Kind::Raw { file, .. }
+            | Kind::CopyBeforeWrite { file, .. }
+            | Kind::Throttle { file, .. }
+            | Kind::CopyOnRead { file, .. } => self.check_writable(file),
             Kind::BlkDebug { filter, image } => {
                 self.check_writable(image)?;
                 if self.size(image)?.is_multiple_of(filter.request_alignment()) {
@@ -584,8 +609,13 @@ impl Graph {
                 Kind::CopyBeforeWrite { filter, .. } => Some(Arc::clone(filter)),
                 _ => None,
             };
+            let throttle = match &node.kind {
+                Kind::Throttle { throttle, .. } => Some(Arc::clone(throttle)),
+                _ => None,
+            };
             layers.push(Layer {
                 copy_before_write: filter,
+                throttle,
                 recorders,
             });
             at = match &node.kind {
@@ -611,7 +641,11 @@ impl Graph {
                     };
                     return Ok(Path::new(layers, Base::Image(Arc::new(image))));
                 }
-                Kind::CopyBeforeWrite { file, .. } => file,
+                Kind::CopyBeforeWrite { file, .. } | Kind::Throttle { file, .. } => file,
+                Kind::CopyOnRead { filter, file } => {
+                    let base = Base::CopyOnRead(Arc::clone(filter), self.child(file)?);
+                    return Ok(Path::new(layers, base));
+                }
                 Kind::SnapshotAccess { snapshot, .. } => {
                     return Ok(Path::new(layers, Base::Snapshot(Arc::clone(snapshot))));
                 }
@@ -966,14 +1000,17 @@ impl Graph {
     }
 
     /// What filters do on the disk below them. Whoever writes there must come
-    /// through the filter, or the snapshot would change.
+    /// through the filter, or the snapshot would change, or a copy overwrite
+    /// what was written.
     fn filter_claims_on(&self, bottom: &str, claims: &[Claim]) -> Result<Vec<Claim>, GraphError> {
         let mut found = Vec::new();
         for (name, node) in &self.nodes {
-            let Kind::CopyBeforeWrite { file, .. } = &node.kind else {
+            let (Kind::CopyBeforeWrite { file, .. } | Kind::CopyOnRead { file, .. }) = &node.kind
+            else {
                 continue;
             };
-            if !self.passes_through(file, bottom) {
+            let fills = matches!(node.kind, Kind::CopyOnRead { .. });
+            if !self.passes_through(file, bottom) || (fills && self.users_above(name).is_empty()) {
                 continue;
             }
             let label = format!("node '{name}' (uses it as 'file' child)");
@@ -991,13 +1028,26 @@ impl Graph {
             let access = Access {
                 read: true,
                 write: false,
-                alone_writing: true,
+                alone_writing: !fills,
                 resize: false,
             };
-            found.push(Claim::of_user(name, &label, access));
+            let mut claim = Claim::of_user(name, &label, access);
+            if fills {
+                claim.held.push(Permission::WriteUnchanged);
+            }
+            found.push(claim);
         }
         Ok(found)
     }
+}
+
+/// As names of nodes and groups have to be.
+fn is_identifier(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    let starts_well = bytes
+        .next()
+        .is_some_and(|first| first.is_ascii_alphabetic());
+    starts_well && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
 }
 
 /// Whether writes can reach the last byte without growing the file.
@@ -1038,7 +1088,10 @@ fn main_child(kind: &Kind) -> Option<&str> {
     match kind {
         // A format makes requests of its own.
         Kind::Protocol { .. } | Kind::SnapshotAccess { .. } | Kind::Qcow2 { .. } => None,
-        Kind::Raw { file, .. } | Kind::CopyBeforeWrite { file, .. } => Some(file),
-        Kind::BlkDebug { image, .. } => Some(image),
+        Kind::Raw { file, .. }
+        | Kind::CopyBeforeWrite { file, .. }
+        | Kind::BlkDebug { image: file, .. }
+        | Kind::Throttle { file, .. }
+        | Kind::CopyOnRead { file, .. } => Some(file),
     }
 }

@@ -39,6 +39,7 @@ const WRITER: Access = Access {
     read: true,
     write: true,
     alone_writing: false,
+    resize: false,
 };
 
 async fn disk(shard: &Shard, options: Options) -> Disk {
@@ -125,27 +126,35 @@ fn inject(change: impl FnOnce(&mut InjectError)) -> Options {
     }
 }
 
+/// Neighbouring writes inside the same units; whether all are there.
+fn keeps_neighbours(seed: u64) -> bool {
+    let content = on_disk(seed, aligned(), |disk| async move {
+        let writes: Vec<_> = (0..8)
+            .map(|index: u8| disk.write(u64::from(index) * 700 + 100, 700, index + 1))
+            .collect();
+        for write in writes {
+            write.join().await.expect("a write");
+        }
+    });
+    (0..8).all(|index| {
+        let start = index * 700 + 100;
+        let own = &content[start..start + 700];
+        own.iter().all(|&byte| usize::from(byte) == index + 1)
+    })
+}
+
 #[test]
 fn overlapping_unaligned_writes_are_serialised() {
     for seed in 0..50 {
-        let content = on_disk(seed, aligned(), |disk| async move {
-            let writes: Vec<_> = (0..8)
-                .map(|index: u8| disk.write(u64::from(index) * 700 + 100, 700, index + 1))
-                .collect();
-            for write in writes {
-                write.join().await.expect("a write");
-            }
-        });
-        for index in 0..8 {
-            let start = index * 700 + 100;
-            assert!(
-                content[start..start + 700]
-                    .iter()
-                    .all(|&byte| usize::from(byte) == index + 1),
-                "seed {seed}: write {index} is lost"
-            );
-        }
+        assert!(keeps_neighbours(seed), "seed {seed}: a write is lost");
     }
+}
+
+#[test]
+#[cfg(debug_assertions)]
+fn without_turns_unaligned_writes_are_lost() {
+    let _planted = crate::planted::plant(crate::planted::Fault::UnalignedNotSerialised);
+    assert!((0..50).any(|seed| !keeps_neighbours(seed)));
 }
 
 #[test]
@@ -505,6 +514,7 @@ fn limits_and_permissions_are_checked() {
         assert_eq!(add(graph, "writing", writing).await, Ok(()));
         let minding = Access {
             alone_writing: true,
+            resize: false,
             ..Access::default()
         };
         let refused = graph.attach(&shard, "file", "other", minding).await;

@@ -140,6 +140,12 @@ impl Qcow2 {
         }
     }
 
+    /// The nodes that hold the image.
+    pub(crate) fn children(&self) -> impl Iterator<Item = &Child> {
+        let data_file = self.data_file.as_ref().map(|data_file| &data_file.child);
+        std::iter::once(&self.frame.file).chain(data_file)
+    }
+
     pub(super) fn rules(&self) -> Rules {
         Rules {
             version: self.frame.version,
