@@ -326,10 +326,12 @@ impl Header {
         {
             return Err(HeaderError::RefcountTableOffset);
         }
-        if self.snapshot_count > SNAPSHOTS_MAX {
+        let is_check = mode == OpenMode::Check;
+        if self.snapshot_count > SNAPSHOTS_MAX && !is_check {
             return Err(HeaderError::SnapshotCount);
         }
-        if !is_aligned(self.snapshot_offset) || self.snapshot_offset > DISK_SIZE_MAX {
+        let is_valid = is_aligned(self.snapshot_offset) && self.snapshot_offset <= DISK_SIZE_MAX;
+        if !is_valid && !is_check {
             return Err(HeaderError::SnapshotOffset);
         }
         if self.l1_size > L1_ENTRIES_MAX {

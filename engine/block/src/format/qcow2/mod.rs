@@ -14,6 +14,7 @@
 //! | `codec` | compressed clusters |
 //! | `write_back` | metadata on its way into the file |
 //! | `epoch` | when a freed cluster is really unused |
+//! | `check` | damage, and what can be done about it |
 //! | `reserved`, `frame` | what belongs to the image itself, and damage |
 //!
 //! # The way of a write to a cluster that is not there yet
@@ -25,6 +26,7 @@
 //! 5. A flush writes counts, then the entry (`write_back`).
 
 mod allocator;
+pub mod check;
 mod codec;
 mod entry;
 mod epoch;
