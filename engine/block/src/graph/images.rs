@@ -69,7 +69,7 @@ impl Graph {
             if claim.access.write {
                 match self.check_writable(&claim.child) {
                     // Its last, partial unit is grown into.
-                    Ok(()) | Err(GraphError::Unaligned(_)) => {}
+                    Ok(()) | Err(GraphError::Unaligned(_) | GraphError::NotWhole { .. }) => {}
                     Err(error) => return Err(error),
                 }
             }

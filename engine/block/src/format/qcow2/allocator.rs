@@ -22,7 +22,7 @@ use std::ops::Range;
 use ringback_ring::{Errno, IoResult, Shard};
 
 use super::epoch::Epochs;
-use super::frame::Frame;
+use super::frame::{Frame, hex};
 use super::refcounts;
 use super::reserved::Structure;
 use crate::event::Event;
@@ -62,6 +62,7 @@ pub(crate) struct Freed {
     span: Span,
     /// The file may forget the bytes, too.
     punch: bool,
+    discarded: bool,
     /// Set when the reference's end is durable.
     stamp: Option<u64>,
 }
@@ -74,6 +75,10 @@ pub(crate) struct Fresh {
     /// Nobody ever wrote there: the file reads as zeroes.
     pub(crate) is_blank: bool,
 }
+
+/// So much must have been discarded that it is given out again before the file
+/// grows, at the price of a write-back.
+const SETTLE_BYTES: u64 = 1 << 20;
 
 /// Unit in which dirty parts of blocks are written.
 const WRITE_UNIT: usize = 512;
@@ -133,8 +138,9 @@ impl Allocator {
         if !self.blocks.contains_key(&index) {
             let offset = self.block_offset(index);
             if frame.geometry.in_cluster(offset) != 0 {
+                let (offset, index) = (hex(offset), hex(index));
                 let message =
-                    format!("Refblock offset {offset:#x} unaligned (reftable index: {index:#x})");
+                    format!("Refblock offset {offset} unaligned (reftable index: {index})");
                 return Err(frame.corruption(shard, true, message, None).await);
             }
             self.make_room(shard, frame).await?;
@@ -499,13 +505,38 @@ impl Allocator {
         Ok(start)
     }
 
-    /// A reference to these bytes has ended in memory.
-    pub(crate) fn release(&mut self, span: Span, punch: bool) {
+    /// A reference to these bytes has ended in memory: by a discard, or because
+    /// the data lies elsewhere now.
+    pub(crate) fn release(&mut self, span: Span, punch: bool, discarded: bool) {
         self.freed.push(Freed {
             span,
             punch,
+            discarded,
             stamp: None,
         });
+    }
+
+    /// As [`Allocator::allocate`], but None if the file would grow although so
+    /// much has been discarded that a write-back would make room.
+    pub(crate) async fn allocate_sparingly(
+        &mut self,
+        shard: &Shard,
+        frame: &Frame,
+        count: u64,
+        what: &str,
+    ) -> IoResult<Option<Fresh>> {
+        let bytes = count << frame.geometry.cluster_bits;
+        let discarded = self.freed.iter().filter(|freed| freed.discarded);
+        let waiting: u64 = discarded.map(|freed| freed.span.len).sum();
+        if waiting >= SETTLE_BYTES.max(bytes) {
+            let cursor = self.cursor;
+            let host = self.reserve(shard, frame, count, what).await?;
+            self.cursor = cursor;
+            if host >= self.blank_from {
+                return Ok(None);
+            }
+        }
+        self.allocate(shard, frame, count, what).await.map(Some)
     }
 
     /// How many ended references a write-back that begins now makes durable, if

@@ -20,6 +20,14 @@ pub(crate) const DIRTY: u64 = 1 << 0;
 /// Structures contradict each other.
 pub(crate) const CORRUPT: u64 = 1 << 1;
 
+/// A number as C's `%#x` has it, which QEMU's messages do: zero has no prefix.
+pub(crate) fn hex(number: u64) -> String {
+    match number {
+        0 => "0".into(),
+        _ => format!("{number:#x}"),
+    }
+}
+
 /// The file of an image, and how much of it can be relied on.
 #[derive(Debug)]
 pub(crate) struct Frame {

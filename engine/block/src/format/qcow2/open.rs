@@ -1,6 +1,6 @@
 //! Opening an image: from the bytes of its header to an image in use.
 
-use ringback_ring::{Errno, Shard};
+use ringback_ring::{Errno, Shard, error_text};
 
 use super::allocator::Allocator;
 use super::entry::offset_of;
@@ -80,13 +80,13 @@ pub enum Qcow2Error {
     #[error(transparent)]
     Header(#[from] HeaderError),
     /// The first bytes could not be read.
-    #[error("Could not read qcow2 header: {}", .0.desc())]
+    #[error("Could not read qcow2 header: {}", error_text(*.0))]
     ReadHeader(Errno),
     /// The L1 table could not be read.
-    #[error("Could not read L1 table: {}", .0.desc())]
+    #[error("Could not read L1 table: {}", error_text(*.0))]
     ReadL1(Errno),
     /// The refcount table could not be read.
-    #[error("Could not initialize refcount handling: {}", .0.desc())]
+    #[error("Could not initialize refcount handling: {}", error_text(*.0))]
     Refcounts(Errno),
     /// The header asks for a data file, and none was given.
     #[error("'data-file' is required for this image")]
@@ -98,7 +98,7 @@ pub enum Qcow2Error {
     #[error("L2 cache entry size must be a power of two between 512 and the cluster size ({0})")]
     CacheEntrySize(u64),
     /// The header could not be changed.
-    #[error("Could not update qcow2 header: {}", .0.desc())]
+    #[error("Could not update qcow2 header: {}", error_text(*.0))]
     UpdateHeader(Errno),
 }
 

@@ -66,12 +66,14 @@ pub(crate) struct Slice {
 impl Slice {
     fn new(index: u64, bytes: &[u8]) -> Self {
         let (words, _) = bytes.as_chunks::<8>();
+        let words = words.iter().map(|&word| u64::from_be_bytes(word));
+        Self::from_words(index, words.map(AtomicU64::new).collect())
+    }
+
+    fn from_words(index: u64, words: Box<[AtomicU64]>) -> Self {
         Self {
             index,
-            words: words
-                .iter()
-                .map(|&word| AtomicU64::new(u64::from_be_bytes(word)))
-                .collect(),
+            words,
             version: AtomicU64::new(0),
             used: AtomicBool::new(true),
         }
@@ -385,6 +387,21 @@ impl Tables {
     /// with the next write-back.
     pub(crate) fn set_l1_entry(&self, index: u64, entry: u64) {
         let mut state = self.state();
+        state.l1.entries[in_memory(index)] = entry;
+        state.l1.dirty.insert(index);
+    }
+
+    /// As [`Tables::set_l1_entry`], for a table that is empty: one of its slices
+    /// needs no reading.
+    pub(crate) fn set_l1_entry_of_empty(&self, index: u64, entry: u64, slice: u64) {
+        let mut state = self.state();
+        self.make_room(&mut state);
+        let words = (0..self.geometry.slice_words())
+            .map(|_| AtomicU64::new(0))
+            .collect();
+        let empty = Arc::new(Slice::from_words(slice, words));
+        self.make_slot(slice).store(Some(Arc::clone(&empty)));
+        state.resident.push(empty);
         state.l1.entries[in_memory(index)] = entry;
         state.l1.dirty.insert(index);
     }
