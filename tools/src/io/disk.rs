@@ -675,8 +675,13 @@ impl State {
         for (key, value) in changes.options.iter() {
             let given = plan.options.get(key).and_then(Value::as_str);
             let own = own_name(key);
-            let is_same =
-                given == Some(value) || (own == "driver" && self.chain.drivers.contains(&value));
+            let driver = match key {
+                "driver" => Some(self.chain.top.driver),
+                "file.driver" => Some("file"),
+                "backing.driver" => self.chain.backing_driver,
+                _ => None,
+            };
+            let is_same = given == Some(value) || driver == Some(value);
             if is_same {
                 continue;
             }

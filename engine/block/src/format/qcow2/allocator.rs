@@ -62,7 +62,8 @@ pub(crate) struct Freed {
     span: Span,
     /// The file may forget the bytes, too.
     punch: bool,
-    discarded: bool,
+    /// Probably nobody else refers to them.
+    reusable: bool,
     /// Set when the reference's end is durable.
     stamp: Option<u64>,
 }
@@ -76,9 +77,10 @@ pub(crate) struct Fresh {
     pub(crate) is_blank: bool,
 }
 
-/// So much must have been discarded that it is given out again before the file
-/// grows, at the price of a write-back.
+/// Before the file grows, clusters that wait for a write-back are brought back:
+/// whenever they are so many bytes, and else not more often than this.
 const SETTLE_BYTES: u64 = 1 << 20;
+const SETTLE_INTERVAL_NS: u64 = 1_000_000_000;
 
 /// Unit in which dirty parts of blocks are written.
 const WRITE_UNIT: usize = 512;
@@ -100,6 +102,8 @@ pub(crate) struct Allocator {
     freed: Vec<Freed>,
     /// From here on the file holds nothing.
     blank_from: u64,
+    /// No write-back before this instant only to find room.
+    next_settle_ns: u64,
 }
 
 impl Allocator {
@@ -119,6 +123,7 @@ impl Allocator {
             packed_end: None,
             freed: Vec::new(),
             blank_from: file_size,
+            next_settle_ns: 0,
         }
     }
 
@@ -505,19 +510,20 @@ impl Allocator {
         Ok(start)
     }
 
-    /// A reference to these bytes has ended in memory: by a discard, or because
-    /// the data lies elsewhere now.
-    pub(crate) fn release(&mut self, span: Span, punch: bool, discarded: bool) {
+    /// A reference to these bytes has ended in memory: `reusable` if this
+    /// was probably the last one.
+    pub(crate) fn release(&mut self, span: Span, punch: bool, reusable: bool) {
         self.freed.push(Freed {
             span,
             punch,
-            discarded,
+            reusable,
             stamp: None,
         });
     }
 
-    /// As [`Allocator::allocate`], but None if the file would grow although so
-    /// much has been discarded that a write-back would make room.
+    /// As [`Allocator::allocate`], but None if the file would grow although a
+    /// write-back would make room: because much is waiting for one, or because
+    /// there was none for this purpose lately.
     pub(crate) async fn allocate_sparingly(
         &mut self,
         shard: &Shard,
@@ -526,13 +532,16 @@ impl Allocator {
         what: &str,
     ) -> IoResult<Option<Fresh>> {
         let bytes = count << frame.geometry.cluster_bits;
-        let discarded = self.freed.iter().filter(|freed| freed.discarded);
-        let waiting: u64 = discarded.map(|freed| freed.span.len).sum();
-        if waiting >= SETTLE_BYTES.max(bytes) {
+        let reusable = self.freed.iter().filter(|freed| freed.reusable);
+        let waiting: u64 = reusable.map(|freed| freed.span.len).sum();
+        let now = shard.now_ns();
+        let is_due = waiting >= SETTLE_BYTES.max(bytes) || now >= self.next_settle_ns;
+        if waiting > 0 && is_due {
             let cursor = self.cursor;
             let host = self.reserve(shard, frame, count, what).await?;
             self.cursor = cursor;
             if host >= self.blank_from {
+                self.next_settle_ns = now + SETTLE_INTERVAL_NS;
                 return Ok(None);
             }
         }

@@ -399,7 +399,7 @@ impl Qcow2 {
         self.change_entries(shard, plan.clusters.offset, &new)
             .await?;
         if plan.fresh.is_some() {
-            self.release_old(&plan.old, false, false).await;
+            self.release_old(&plan.old, false).await;
         }
         Ok(())
     }
@@ -451,7 +451,7 @@ impl Qcow2 {
     }
 
     /// The old references of changed entries are gone.
-    pub(super) async fn release_old(&self, old: &[Entry], punch: bool, discarded: bool) {
+    pub(super) async fn release_old(&self, old: &[Entry], punch: bool) {
         if self.data_file.is_some() || !old.iter().any(Entry::holds_anything) {
             return;
         }
@@ -460,10 +460,11 @@ impl Qcow2 {
         for entry in old {
             match (entry.stream, entry.host) {
                 (Some(stream), _) => {
-                    allocator.release(Span::new(stream.host, stream.len), punch, discarded);
+                    allocator.release(Span::new(stream.host, stream.len), punch, true);
                 }
                 (None, Some(host)) => {
-                    allocator.release(Span::new(host, cluster_size), punch, discarded);
+                    let span = Span::new(host, cluster_size);
+                    allocator.release(span, punch, entry.copied);
                 }
                 (None, None) => {}
             }
