@@ -510,4 +510,4 @@ impl Fields<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
