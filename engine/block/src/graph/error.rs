@@ -61,6 +61,9 @@ pub enum GraphError {
     /// The bitmap refused.
     #[error(transparent)]
     Bitmap(#[from] BitmapError),
+    /// The node's format stores no bitmaps.
+    #[error("Can't store persistent bitmaps to {0}: Operation not supported")]
+    NotStorable(String),
     /// No node of that name.
     #[error("Cannot find device='{0}' nor node-name='{0}'")]
     NotFound(String),

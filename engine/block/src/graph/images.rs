@@ -44,7 +44,7 @@ impl Graph {
             Ok(kind) => {
                 self.insert(shard, name, kind);
                 self.node_mut(name)?.claims = claims;
-                Ok(())
+                self.take_bitmaps(name)
             }
             Err(error) => {
                 self.relock();

@@ -512,4 +512,4 @@ impl Fields<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

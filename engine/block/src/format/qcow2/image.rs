@@ -1,13 +1,17 @@
 //! One open image: its parts, and how they find each other.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ringback_ring::{Errno, IoResult, Shard};
 
 use super::allocator::Allocator;
+use super::bitmaps::{Bitmaps, Loaded, StoredBitmap};
 use super::entry::Rules;
 use super::epoch::Epochs;
 use super::frame::Frame;
+use super::header::Header;
+use super::snapshots::Snapshot;
 use super::tables::Tables;
 use super::write_back::{Rounds, WriteBack};
 use crate::child::Child;
@@ -55,6 +59,12 @@ pub struct Qcow2 {
     pub(super) compression: Compression,
     /// Refcounts are written when the image is closed, or made anew.
     pub(super) lazy_refcounts: bool,
+    /// As it stands in the file, but for what `rewrite` names.
+    pub(super) header: Exclusive<Header>,
+    pub(super) bitmaps: Exclusive<Bitmaps>,
+    /// Until the node takes them.
+    loaded_bitmaps: Mutex<Vec<StoredBitmap>>,
+    snapshots: Vec<Snapshot>,
     size: AtomicU64,
 }
 
@@ -84,6 +94,9 @@ pub(super) struct Parts {
     pub(super) discard: DiscardRules,
     pub(super) compression: Compression,
     pub(super) lazy_refcounts: bool,
+    pub(super) header: Header,
+    pub(super) loaded: Loaded,
+    pub(super) snapshots: Vec<Snapshot>,
     pub(super) size: u64,
     pub(super) shards: usize,
 }
@@ -102,6 +115,10 @@ impl Qcow2 {
             discard: parts.discard,
             compression: parts.compression,
             lazy_refcounts: parts.lazy_refcounts,
+            header: Exclusive::new(parts.header),
+            bitmaps: Exclusive::new(parts.loaded.bitmaps),
+            loaded_bitmaps: Mutex::new(parts.loaded.stored),
+            snapshots: parts.snapshots,
             size: AtomicU64::new(parts.size),
         }
     }
@@ -125,6 +142,16 @@ impl Qcow2 {
     /// Whether the image's header says that it is corrupt.
     pub fn is_marked_corrupt(&self) -> bool {
         self.frame.incompatible() & super::header::INCOMPATIBLE_CORRUPT != 0
+    }
+
+    /// Its internal snapshots, oldest first.
+    pub fn snapshots(&self) -> &[Snapshot] {
+        &self.snapshots
+    }
+
+    pub(super) fn loaded_bitmaps(&self) -> MutexGuard<'_, Vec<StoredBitmap>> {
+        let loaded = self.loaded_bitmaps.lock();
+        loaded.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes of a cluster.

@@ -9,7 +9,9 @@ use super::geometry::Geometry;
 use super::header::{Header, HeaderError, OpenMode, PEEK_BYTES};
 use super::image::{DataFile, DiscardRules, Parts, Qcow2};
 use super::reserved::{OverlapCheck, Reserved, Structure};
+use super::snapshots::{self, SnapshotSelector, SnapshotsError, View};
 use super::tables::Tables;
+use super::{bitmap_directory::BitmapsError, bitmaps};
 use crate::child::Child;
 use crate::notice::{Notice, Notify};
 use crate::span::Span;
@@ -50,6 +52,8 @@ pub struct OpenOptions {
     pub refcount_cache_size: Option<u64>,
     /// Unused parts of the cache are given back after this many seconds; 0 never.
     pub cache_clean_interval: u32,
+    /// Read this internal snapshot, not the disk as it is now.
+    pub snapshot: Option<SnapshotSelector>,
     /// Who is told about damage.
     pub notify: Notify,
 }
@@ -68,6 +72,7 @@ impl OpenOptions {
             l2_cache_entry_size: None,
             refcount_cache_size: None,
             cache_clean_interval: CACHE_CLEAN_INTERVAL,
+            snapshot: None,
             notify: Notify::default(),
         }
     }
@@ -97,6 +102,12 @@ pub enum Qcow2Error {
     /// A size of the cache that the image cannot have.
     #[error("L2 cache entry size must be a power of two between 512 and the cluster size ({0})")]
     CacheEntrySize(u64),
+    /// The snapshots, or the one asked for, could not be read.
+    #[error(transparent)]
+    Snapshots(#[from] SnapshotsError),
+    /// The bitmaps could not be read, made or stored.
+    #[error(transparent)]
+    Bitmaps(#[from] BitmapsError),
     /// The header could not be changed.
     #[error("Could not update qcow2 header: {}", error_text(*.0))]
     UpdateHeader(Errno),
@@ -128,7 +139,8 @@ impl Qcow2 {
     ///
     /// # Errors
     ///
-    /// [`Qcow2Error`]; nothing has been changed then.
+    /// [`Qcow2Error`]; nothing has been changed then, unless what failed was the
+    /// first change itself.
     pub async fn open(
         shard: &Shard,
         file: Child,
@@ -140,6 +152,9 @@ impl Qcow2 {
         } else {
             OpenMode::ReadOnly
         };
+        if options.write && options.snapshot.is_some() {
+            return Err(SnapshotsError::ReadOnly.into());
+        }
         let header = read_header(shard, &file, mode).await?;
         let geometry = geometry(&header, options)?;
         let data_file = match (data_file, header.has_data_file()) {
@@ -151,13 +166,10 @@ impl Qcow2 {
             (None, true) => return Err(Qcow2Error::DataFileMissing),
             (Some(_), false) => return Err(Qcow2Error::DataFileNotWanted),
         };
-        let l1 = read_words(
-            shard,
-            &file,
-            Span::new(header.l1_offset, u64::from(header.l1_size) * 8),
-        )
-        .await
-        .map_err(Qcow2Error::ReadL1)?;
+        let l1_span = Span::new(header.l1_offset, u64::from(header.l1_size) * 8);
+        let l1 = read_words(shard, &file, l1_span)
+            .await
+            .map_err(Qcow2Error::ReadL1)?;
         file.event(shard, crate::event::Event::ReftableLoad).await;
         let table_span = Span::new(
             header.refcount_table_offset,
@@ -182,8 +194,27 @@ impl Qcow2 {
             options.write,
             options.notify.clone(),
         );
+        let (snapshots, snapshot_table) =
+            snapshots::read_table(shard, &frame.file, &header).await?;
+        if options.write {
+            snapshots::reserve(shard, &frame, &snapshots, snapshot_table).await;
+        }
+        let mut loaded = bitmaps::load(shard, &frame, &header).await?;
+        let disk = match &options.snapshot {
+            None => View {
+                l1,
+                l1_offset: header.l1_offset,
+                size: header.size,
+            },
+            Some(selector) => {
+                // They are about the disk as it is now.
+                loaded.stored.clear();
+                let snapshot = snapshots::find(&snapshots, selector)?;
+                snapshots::view(shard, &frame.file, &header, snapshot).await?
+            }
+        };
         let image = Self::from_parts(Parts {
-            tables: Tables::new(geometry, header.l1_offset, l1, cache_bytes),
+            tables: Tables::new(geometry, disk.l1_offset, disk.l1, cache_bytes),
             allocator: Allocator::new(&table, table_span, in_memory(blocks), file_size),
             frame,
             data_file,
@@ -192,10 +223,38 @@ impl Qcow2 {
             lazy_refcounts: options
                 .lazy_refcounts
                 .unwrap_or_else(|| header.has_lazy_refcounts()),
-            size: header.size,
+            size: disk.size,
+            header,
+            loaded,
+            snapshots,
             shards: shard.set().count(),
         });
+        if options.write {
+            image
+                .begin_writing(shard)
+                .await
+                .map_err(Qcow2Error::UpdateHeader)?;
+        }
         Ok(image)
+    }
+
+    /// What must be said in the file before anything is changed: bitmaps are in
+    /// use, features that this program does not know were not looked after.
+    async fn begin_writing(&self, shard: &Shard) -> Result<(), Errno> {
+        self.mark_bitmaps_in_use(shard).await?;
+        let is_current = {
+            let header = self.header.lock().await;
+            header.unknown_autoclear() == 0 && !header.extensions.stale_bitmaps
+        };
+        if is_current {
+            return Ok(());
+        }
+        self.rewrite_header(shard, |header| {
+            header.autoclear &= !header.unknown_autoclear();
+            // It is not written again.
+            header.extensions.stale_bitmaps = false;
+        })
+        .await
     }
 }
 
@@ -242,7 +301,7 @@ fn cache_sizes(geometry: &Geometry, disk_size: u64, options: &OpenOptions) -> (u
 }
 
 /// A table of big-endian words.
-async fn read_words(shard: &Shard, file: &Child, span: Span) -> Result<Vec<u64>, Errno> {
+pub(super) async fn read_words(shard: &Shard, file: &Child, span: Span) -> Result<Vec<u64>, Errno> {
     let bytes = read_bytes(shard, file, span).await?;
     let (words, _) = bytes.as_chunks::<8>();
     Ok(words.iter().map(|&word| u64::from_be_bytes(word)).collect())
