@@ -1,7 +1,7 @@
 //! One open image: its parts, and how they find each other.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ringback_ring::{Errno, IoResult, Shard};
 
@@ -18,6 +18,8 @@ use crate::child::Child;
 use crate::exclusive::Exclusive;
 use crate::in_flight::{InFlight, Turn};
 use crate::span::Span;
+
+const NS_PER_SECOND: u64 = 1_000_000_000;
 
 /// How an image treats discards; names as in QEMU's options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,6 +186,24 @@ impl Qcow2 {
     pub(super) async fn claim(&self, shard: &Shard, span: Span) -> Turn<'_> {
         let clusters = span.widen(self.cluster_size());
         self.changes.enter_exclusive(shard, clusters).await
+    }
+
+    /// Gives parts of the cache back that nobody used for so many seconds; 0:
+    /// never. Ends with the image.
+    pub fn clean_every(self: &Arc<Self>, shard: &Shard, seconds: u32) {
+        if seconds == 0 {
+            return;
+        }
+        let (image, timer) = (Arc::downgrade(self), shard.clone());
+        drop(shard.spawn(async move {
+            loop {
+                timer.sleep_ns(u64::from(seconds) * NS_PER_SECOND).await;
+                match image.upgrade() {
+                    Some(image) => image.tables.clean(),
+                    None => break,
+                }
+            }
+        }));
     }
 
     /// Whether changes are possible at all.
