@@ -3,9 +3,10 @@
 //! Zlib means raw deflate with a window of 4 KiB: readers have no larger one.
 //! Bytes behind a stream belong to somebody else and are ignored.
 
-use std::io::Read;
+use std::io;
 
 use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status};
+use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 use super::image::Compression;
 
@@ -61,16 +62,31 @@ pub(crate) fn unpack(
                 return Err(BadStream);
             }
         }
-        Compression::Zstd => {
-            let mut frames =
-                zstd::stream::read::Decoder::with_buffer(stream).map_err(|_| BadStream)?;
-            frames
-                .window_log_max(ZSTD_WINDOW_LOG_MAX)
-                .map_err(|_| BadStream)?;
-            frames.read_exact(&mut cluster).map_err(|_| BadStream)?;
-        }
+        Compression::Zstd => unpack_frames(stream, &mut cluster).map_err(|_| BadStream)?,
     }
     Ok(cluster)
+}
+
+/// Fills the cluster from one frame or several. The last one must end where the
+/// cluster does: of a longer one nobody knows what it is.
+fn unpack_frames(stream: &[u8], cluster: &mut [u8]) -> io::Result<()> {
+    let mut decoder = Decoder::new()?;
+    decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX))?;
+    let mut input = InBuffer::around(stream);
+    let mut output = OutBuffer::around(cluster);
+    loop {
+        let before = (input.pos(), output.pos());
+        let wanted = decoder.run(&mut input, &mut output)?;
+        if output.pos() == output.capacity() {
+            return match wanted {
+                0 => Ok(()),
+                _ => Err(io::ErrorKind::InvalidData.into()),
+            };
+        }
+        if before == (input.pos(), output.pos()) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -107,6 +123,26 @@ mod tests {
             followed.extend_from_slice(&[0xaa; 700]);
             assert_eq!(unpack(compression, &followed, 65_536), Ok(cluster.clone()));
         }
+    }
+
+    #[test]
+    fn several_frames_make_a_cluster_if_the_last_one_ends_with_it() {
+        let cluster: Vec<u8> = (0..65_536_u32).map(|n| (n / 7).to_le_bytes()[0]).collect();
+        let frame = |bytes: &[u8]| zstd::bulk::compress(bytes, 3).expect("memory");
+        let (first, second) = cluster.split_at(10_000);
+        let both = [frame(first), frame(second), vec![0xaa; 100]].concat();
+        let unpack = |stream: &[u8], len| unpack(Compression::Zstd, stream, len);
+        assert_eq!(unpack(&both, 65_536), Ok(cluster.clone()));
+        assert_eq!(unpack(&frame(first), 65_536), Err(BadStream));
+        assert_eq!(unpack(&frame(&cluster), 65_535), Err(BadStream));
+        // A checksum is part of its frame.
+        let mut writer = zstd::stream::Encoder::new(Vec::new(), 3).expect("memory");
+        writer.include_checksum(true).expect("possible");
+        io::Write::write_all(&mut writer, &cluster).expect("memory");
+        let with_checksum = writer.finish().expect("memory");
+        assert_eq!(unpack(&with_checksum, 65_536), Ok(cluster.clone()));
+        let cut = &with_checksum[..with_checksum.len() - 1];
+        assert_eq!(unpack(cut, 65_536), Err(BadStream));
     }
 
     proptest! {

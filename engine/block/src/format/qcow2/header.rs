@@ -23,8 +23,17 @@ pub const PEEK_BYTES: u64 = 112;
 
 const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
 const SNAPSHOTS_MAX: u32 = 65_536;
+/// The least that an entry of the snapshot table takes.
+const SNAPSHOT_BYTES_MIN: u64 = 40;
 const L1_ENTRIES_MAX: u32 = (32 << 20) / 8;
 const BACKING_NAME_MAX: u64 = 1023;
+
+/// Method of encryption: none.
+const CRYPT_NONE: u32 = 0;
+/// QEMU's older one.
+const CRYPT_AES: u32 = 1;
+/// The only one that has an extension.
+const CRYPT_LUKS: u32 = 2;
 
 /// Refcounts may be wrong.
 pub const INCOMPATIBLE_DIRTY: u64 = 1 << 0;
@@ -148,6 +157,22 @@ pub enum HeaderError {
     /// LUKS belongs to encrypted images.
     #[error("CRYPTO header extension only expected with LUKS encryption method")]
     UnexpectedLuks,
+    /// Not 16 bytes.
+    #[error("CRYPTO header extension size {0}, but expected size 16")]
+    LuksLength(u32),
+    /// Unaligned.
+    #[error(
+        "Encryption header offset '{offset}' is not a multiple of cluster size '{cluster_size}'"
+    )]
+    LuksOffset {
+        /// Where the header of the encryption is said to be.
+        offset: u64,
+        /// What it should be a multiple of.
+        cluster_size: u64,
+    },
+    /// LUKS, but not where its header is.
+    #[error("Missing CRYPTO header for crypt method 2")]
+    LuksMissing,
     /// Not 24 bytes.
     #[error("bitmaps_ext: Invalid extension length")]
     BitmapsLength,
@@ -259,15 +284,6 @@ impl Header {
         } else {
             backing_offset
         };
-        let extension_area = Extensions::area(cluster, length, extension_end);
-        if incompatible & !INCOMPATIBLE_KNOWN != 0 {
-            let names =
-                extensions::feature_names(extension_area, incompatible & !INCOMPATIBLE_KNOWN);
-            return Err(HeaderError::Features(names));
-        }
-        if incompatible & INCOMPATIBLE_CORRUPT != 0 && mode == OpenMode::ReadWrite {
-            return Err(HeaderError::Corrupt);
-        }
         let mut header = Self {
             version,
             cluster_bits: fields.u32(20),
@@ -288,13 +304,30 @@ impl Header {
             backing_file: None,
             warnings: Vec::new(),
         };
+        let extension_area = Extensions::area(cluster, length, extension_end);
+        let crypt_method = fields.u32(32);
+        if incompatible & !INCOMPATIBLE_KNOWN != 0 {
+            let names = header.unknown_features(extension_area, crypt_method);
+            return Err(HeaderError::Features(names));
+        }
+        if incompatible & INCOMPATIBLE_CORRUPT != 0 && mode == OpenMode::ReadWrite {
+            return Err(HeaderError::Corrupt);
+        }
         header.check_tables(mode)?;
-        match fields.u32(32) {
-            0 => {}
-            method @ 1..=2 => return Err(HeaderError::Encrypted(method)),
+        match crypt_method {
+            // LUKS is refused once its extension has been looked at.
+            CRYPT_NONE | CRYPT_LUKS => {}
+            CRYPT_AES => return Err(HeaderError::Encrypted(crypt_method)),
             method => return Err(HeaderError::EncryptionMethod(method)),
         }
-        header.parse_extensions(extension_area)?;
+        let has_luks = header.parse_extensions(extension_area, crypt_method)?;
+        if crypt_method == CRYPT_LUKS {
+            return Err(if has_luks {
+                HeaderError::Encrypted(crypt_method)
+            } else {
+                HeaderError::LuksMissing
+            });
+        }
         header.parse_backing_name(cluster, backing_offset, fields.u32(16))?;
         // Disks consist of sectors.
         header.size -= header.size % SECTOR;
@@ -326,11 +359,15 @@ impl Header {
         {
             return Err(HeaderError::RefcountTableOffset);
         }
+        // A check looks at the snapshot table itself.
         let is_check = mode == OpenMode::Check;
         if self.snapshot_count > SNAPSHOTS_MAX && !is_check {
             return Err(HeaderError::SnapshotCount);
         }
-        let is_valid = is_aligned(self.snapshot_offset) && self.snapshot_offset <= DISK_SIZE_MAX;
+        let snapshot_bytes = u64::from(self.snapshot_count) * SNAPSHOT_BYTES_MIN;
+        let snapshot_end = self.snapshot_offset.checked_add(snapshot_bytes);
+        let is_valid = is_aligned(self.snapshot_offset)
+            && snapshot_end.is_some_and(|end| end <= DISK_SIZE_MAX);
         if !is_valid && !is_check {
             return Err(HeaderError::SnapshotOffset);
         }
@@ -347,7 +384,14 @@ impl Header {
             self.refcount_order,
             cluster_size,
         );
-        let needed = geometry.l1_entries(self.size);
+        // Sizes just below 2^64 need no entries here, as QEMU's sum wraps: they
+        // are refused for themselves later.
+        let wraps = self.size > u64::MAX - (geometry.table_coverage() - 1);
+        let needed = if wraps {
+            0
+        } else {
+            geometry.l1_entries(self.size)
+        };
         if needed > i32::MAX as u64 {
             return Err(HeaderError::TooBig);
         }
@@ -371,7 +415,7 @@ impl Header {
             return Err(HeaderError::BackingName);
         }
         let start = crate::units::in_memory(offset);
-        let name = &cluster[start..start + len as usize];
+        let name = until_nul(&cluster[start..start + len as usize]);
         self.backing_file = Some(name.to_vec()).filter(|name| !name.is_empty());
         Ok(())
     }
@@ -491,6 +535,11 @@ fn compression(
 fn unknown_fields(cluster: &[u8], length: u32) -> Vec<u8> {
     let fields = cluster.get(LENGTH as usize..length as usize);
     fields.unwrap_or_default().to_vec()
+}
+
+/// Names are C strings to everybody else.
+fn until_nul(name: &[u8]) -> &[u8] {
+    name.split(|&byte| byte == 0).next().unwrap_or_default()
 }
 
 /// Big-endian numbers at fixed places; what is not there is zero.

@@ -5,6 +5,7 @@
 //! | module | noun |
 //! | --- | --- |
 //! | `header` | the first cluster of an image |
+//! | `layout` | what a new image consists of |
 //! | `geometry` | sizes that follow from it |
 //! | `entry` | the bits of a mapping |
 //! | `tables` | the mapping in memory |
@@ -40,6 +41,7 @@ mod frame;
 mod geometry;
 pub mod header;
 mod image;
+pub mod layout;
 mod lookup;
 mod open;
 mod read;

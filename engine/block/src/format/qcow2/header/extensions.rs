@@ -1,6 +1,8 @@
 //! Header extensions: what follows the fixed part of a header.
 
-use super::{AUTOCLEAR_BITMAPS, Fields, Header, HeaderError};
+use super::{
+    AUTOCLEAR_BITMAPS, CRYPT_LUKS, Fields, Header, HeaderError, INCOMPATIBLE_KNOWN, until_nul,
+};
 
 const END: u32 = 0;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
@@ -9,6 +11,8 @@ const BITMAPS: u32 = 0x2385_2875;
 const LUKS: u32 = 0x0537_be77;
 const DATA_FILE: u32 = 0x4441_5441;
 
+/// Where the header of the encryption lies and how long it is: two words.
+const LUKS_BYTES: u32 = 16;
 const BACKING_FORMAT_MAX: u32 = 16;
 const BITMAPS_MAX: u32 = 65_535;
 const DIRECTORY_BYTES_MAX: u64 = 67_107_840;
@@ -63,15 +67,19 @@ type Found<'a> = Result<(u32, &'a [u8]), HeaderError>;
 fn each(area: &[u8]) -> impl Iterator<Item = Found<'_>> {
     let mut rest = area;
     std::iter::from_fn(move || {
-        let fields = Fields(rest);
-        let (kind, len) = (fields.u32(0), fields.u32(4) as usize);
-        if rest.is_empty() || kind == END {
+        if rest.is_empty() {
             return None;
         }
+        let fields = Fields(rest);
+        let (kind, len) = (fields.u32(0), fields.u32(4) as usize);
         let Some(content) = rest.get(8..).and_then(|rest| rest.get(..len)) else {
             rest = &[];
             return Some(Err(HeaderError::ExtensionTooLarge));
         };
+        // The end mark, too, must not claim more than there is.
+        if kind == END {
+            return None;
+        }
         let next = (8 + len).next_multiple_of(8).min(rest.len());
         rest = &rest[next..];
         Some(Ok((kind, content)))
@@ -120,29 +128,62 @@ impl Extensions {
 }
 
 impl Header {
-    pub(super) fn parse_extensions(&mut self, area: &[u8]) -> Result<(), HeaderError> {
+    /// Reads all extensions. Answers whether there is one of LUKS.
+    pub(super) fn parse_extensions(
+        &mut self,
+        area: &[u8],
+        crypt_method: u32,
+    ) -> Result<bool, HeaderError> {
+        let mut has_luks = false;
         for found in each(area) {
             let (kind, content) = found?;
-            self.parse_extension(kind, content)?;
+            self.parse_extension(kind, content, crypt_method)?;
+            has_luks |= kind == LUKS;
         }
-        Ok(())
+        Ok(has_luks)
     }
 
-    fn parse_extension(&mut self, kind: u32, content: &[u8]) -> Result<(), HeaderError> {
+    fn parse_extension(
+        &mut self,
+        kind: u32,
+        content: &[u8],
+        crypt_method: u32,
+    ) -> Result<(), HeaderError> {
         let len = u32::try_from(content.len()).map_err(|_| HeaderError::ExtensionTooLarge)?;
         match kind {
             BACKING_FORMAT if len >= BACKING_FORMAT_MAX => {
                 return Err(HeaderError::BackingFormat(len));
             }
             BACKING_FORMAT => {
-                let format = String::from_utf8_lossy(content).into_owned();
+                let format = String::from_utf8_lossy(until_nul(content)).into_owned();
                 self.extensions.backing_format = Some(format);
             }
             FEATURE_NAMES => {}
-            DATA_FILE => self.extensions.data_file = Some(content.to_vec()),
-            LUKS => return Err(HeaderError::UnexpectedLuks),
+            DATA_FILE if self.has_data_file() => {
+                self.extensions.data_file = Some(until_nul(content).to_vec());
+            }
+            // A name without the feature says nothing, and is not kept.
+            DATA_FILE => {}
+            LUKS => self.check_luks(content, len, crypt_method)?,
             BITMAPS => self.parse_bitmaps(content)?,
             _ => self.extensions.unknown.push((kind, content.to_vec())),
+        }
+        Ok(())
+    }
+
+    fn check_luks(&self, content: &[u8], len: u32, crypt_method: u32) -> Result<(), HeaderError> {
+        if crypt_method != CRYPT_LUKS {
+            return Err(HeaderError::UnexpectedLuks);
+        }
+        if len != LUKS_BYTES {
+            return Err(HeaderError::LuksLength(len));
+        }
+        let (offset, cluster_size) = (Fields(content).u64(0), 1 << self.cluster_bits);
+        if !offset.is_multiple_of(cluster_size) {
+            return Err(HeaderError::LuksOffset {
+                offset,
+                cluster_size,
+            });
         }
         Ok(())
     }
@@ -182,10 +223,30 @@ impl Header {
         Ok(())
     }
 
+    /// What to call incompatible features that this program does not know: by
+    /// the names that the image brings along, else by their bits.
+    ///
+    /// As in QEMU, extensions are read up to the first bad one, and the last
+    /// table of names counts.
+    pub(super) fn unknown_features(&self, area: &[u8], crypt_method: u32) -> String {
+        let mut scratch = self.clone();
+        let table = each(area)
+            .map_while(|found| {
+                let (kind, content) = found.ok()?;
+                scratch.parse_extension(kind, content, crypt_method).ok()?;
+                Some((kind, content))
+            })
+            .filter(|(kind, _)| *kind == FEATURE_NAMES)
+            .last();
+        let table = table.map_or(&[][..], |(_, content)| content);
+        feature_names(table, self.incompatible & !INCOMPATIBLE_KNOWN)
+    }
+
     fn stale_bitmaps_warning(&self) -> &'static str {
         if self.version < 3 {
             "This qcow2 v2 image contains bitmaps, but they may have been modified by a program \
-             without persistent bitmap support; so now they must all be considered inconsistent"
+             without persistent bitmap support; so now they must all be considered inconsistent\n\
+             Some clusters may be leaked, run 'qemu-img check -r' on the image file to fix."
         } else {
             "a program lacking bitmap support modified this file, so all bitmaps are now \
              considered inconsistent\nSome clusters may be leaked, run 'qemu-img check -r' on the \
@@ -194,19 +255,11 @@ impl Header {
     }
 }
 
-/// What to call incompatible features that this program does not know: by the
-/// names that the image brings along, else by their bits.
-pub(super) fn feature_names(area: &[u8], mut bits: u64) -> String {
-    let table = each(area)
-        .map_while(Result::ok)
-        .find(|(kind, _)| *kind == FEATURE_NAMES);
-    let (entries, _) = table
-        .map_or(&[][..], |(_, content)| content)
-        .as_chunks::<NAME_ENTRY>();
+fn feature_names(table: &[u8], mut bits: u64) -> String {
     let mut names = Vec::new();
-    for entry in entries {
-        let name = entry[2..].split(|&byte| byte == 0).next();
-        let name = name.unwrap_or_default();
+    // The last entry may be cut: the rest of its name is empty.
+    for entry in table.chunks(NAME_ENTRY) {
+        let name = until_nul(entry.get(2..).unwrap_or_default());
         if name.is_empty() {
             break;
         }

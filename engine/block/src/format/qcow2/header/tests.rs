@@ -41,6 +41,7 @@ fn a_header_comes_back() {
     let mut header = sample();
     header.backing_file = Some(b"base.img".to_vec());
     header.extensions.backing_format = Some("raw".into());
+    header.incompatible = INCOMPATIBLE_DATA_FILE;
     header.extensions.data_file = Some(b"data".to_vec());
     header.autoclear = AUTOCLEAR_BITMAPS;
     header.extensions.bitmaps = Some(BitmapsExtension {
