@@ -2,4 +2,10 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "test images are small")]
 
+mod bitmap_damage;
+mod bitmaps;
+mod qemu;
 mod random;
+mod session;
+mod snapshots;
+mod stored;

@@ -9,6 +9,7 @@
 use ringback_ring::Errno;
 
 use super::geometry::Geometry;
+use super::strerror::strerror;
 
 /// The bitmap is being changed, or its user died.
 pub(super) const IN_USE: u32 = 1 << 0;
@@ -36,7 +37,7 @@ pub enum BitmapsError {
     #[error("Requested bitmap directory size is zero")]
     EmptyDirectory,
     /// The directory could not be read.
-    #[error("Failed to read bitmap directory: {}", .0.desc())]
+    #[error("Failed to read bitmap directory: {}", strerror(*.0))]
     ReadDirectory(Errno),
     /// An entry crosses the directory's end.
     #[error("Broken bitmap directory")]
@@ -58,7 +59,7 @@ pub enum BitmapsError {
     Exists(String),
     /// The table of a bitmap is out of order, or could not be read.
     #[error(
-        "Could not read bitmap_table table from image for bitmap '{name}': {}", .errno.desc()
+        "Could not read bitmap_table table from image for bitmap '{name}': {}", strerror(*.errno)
     )]
     Table {
         /// Which bitmap.
@@ -67,7 +68,7 @@ pub enum BitmapsError {
         errno: Errno,
     },
     /// The bits are out of order, or could not be read.
-    #[error("Could not read bitmap '{name}' from image: {}", .errno.desc())]
+    #[error("Could not read bitmap '{name}' from image: {}", strerror(*.errno))]
     Bits {
         /// Which bitmap.
         name: String,
@@ -88,7 +89,7 @@ pub enum BitmapsError {
     /// use.
     #[error(
         "Lost persistent bitmaps during inactivation of node '{node}': Failed to write bitmap \
-         '{bitmap}' to file: {}", .errno.desc()
+         '{bitmap}' to file: {}", strerror(*.errno)
     )]
     Store {
         /// Of which node.
@@ -99,7 +100,7 @@ pub enum BitmapsError {
         errno: Errno,
     },
     /// Directory or header could not be written.
-    #[error("Failed to update bitmap extension: {}", .0.desc())]
+    #[error("Failed to update bitmap extension: {}", strerror(*.0))]
     Commit(Errno),
 }
 
@@ -138,9 +139,10 @@ pub(super) struct DirectoryEntry {
 }
 
 impl DirectoryEntry {
-    /// The name for messages.
+    /// The name for messages: as C would print it.
     pub(super) fn label(&self) -> String {
-        String::from_utf8_lossy(&self.name).into_owned()
+        let name = self.name.split(|&byte| byte == 0).next();
+        String::from_utf8_lossy(name.unwrap_or_default()).into_owned()
     }
 
     /// Bytes that it takes in the directory.
@@ -207,11 +209,14 @@ pub(super) fn parse(
         let short = |range| u32::try_from(number(range)).expect("four bytes");
         let (name_len, extra_len) = (number(18..20), number(20..24));
         let size = (FIXED as u64 + name_len + extra_len).next_multiple_of(8);
+        // With extra data it is an error either way. Which one is told depends on
+        // the signed 32-bit number in which QEMU counts.
+        let counted = size & u64::from(u32::MAX);
+        if extra_len != 0 && (counted > i32::MAX as u64 || counted <= rest.len() as u64) {
+            return Err(BitmapsError::ExtraData);
+        }
         if size > rest.len() as u64 {
             return Err(BitmapsError::Broken);
-        }
-        if extra_len != 0 {
-            return Err(BitmapsError::ExtraData);
         }
         let name_end = FIXED + crate::units::in_memory(name_len);
         let entry = DirectoryEntry {

@@ -30,6 +30,7 @@ use super::frame::Frame;
 use super::header::{AUTOCLEAR_BITMAPS, BitmapsExtension, Header};
 use super::image::Qcow2;
 use super::reserved::Structure;
+use super::strerror::strerror;
 use crate::bitmap::DirtyBitmap;
 use crate::notice::Notice;
 use crate::span::Span;
@@ -564,7 +565,7 @@ impl Qcow2 {
             result = result.and(self.free_bitmap(shard, entry).await);
         }
         if let Err(errno) = result {
-            let errno = errno.desc();
+            let errno = strerror(errno);
             let text = format!("some clusters of old bitmaps could not be freed: {errno}");
             self.frame.notify.send(Notice::Warning(text));
         }
