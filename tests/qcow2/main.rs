@@ -2,4 +2,6 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "test images are small")]
 
+mod check;
 mod random;
+mod tools;

@@ -3,15 +3,16 @@
 use ringback_ring::{Errno, Shard};
 
 use super::allocator::Allocator;
+use super::check::{CheckError, Finding, Repair, check};
 use super::entry::offset_of;
-use super::frame::{Frame, read_bytes};
+use super::frame::{DIRTY, Frame, read_bytes};
 use super::geometry::Geometry;
 use super::header::{Header, HeaderError, OpenMode, PEEK_BYTES};
 use super::image::{DataFile, DiscardRules, Parts, Qcow2};
 use super::reserved::{OverlapCheck, Reserved, Structure};
 use super::tables::Tables;
 use crate::child::Child;
-use crate::notice::Notify;
+use crate::notice::{Notice, Notify};
 use crate::span::Span;
 use crate::units::in_memory;
 
@@ -94,6 +95,9 @@ pub enum Qcow2Error {
     /// A size of the cache that the image cannot have.
     #[error("L2 cache entry size must be a power of two between 512 and the cluster size ({0})")]
     CacheEntrySize(u64),
+    /// It was left dirty, and that cannot be mended.
+    #[error("Could not repair dirty image: {}", .0.desc())]
+    RepairDirty(Errno),
     /// The header could not be changed.
     #[error("Could not update qcow2 header: {}", .0.desc())]
     UpdateHeader(Errno),
@@ -123,10 +127,31 @@ impl Qcow2 {
     /// Opens the image in `file`. `data_file` must be given if its header says
     /// that guest data lies elsewhere.
     ///
+    /// An image that was left dirty is repaired first if it is opened for
+    /// writing; what is found and done goes out as [`Notice::Message`], line by
+    /// line. Corruptions that stay do not keep it from being opened.
+    ///
     /// # Errors
     ///
-    /// [`Qcow2Error`]; nothing has been changed then.
+    /// [`Qcow2Error`]; nothing has been changed then, but for what a repair
+    /// achieved.
     pub async fn open(
+        shard: &Shard,
+        file: Child,
+        data_file: Option<Child>,
+        options: &OpenOptions,
+    ) -> Result<Self, Qcow2Error> {
+        let image = Self::open_as_it_is(shard, file.clone(), data_file.clone(), options).await?;
+        if !options.write || image.frame.incompatible() & DIRTY == 0 {
+            return Ok(image);
+        }
+        // What was loaded is about to change.
+        drop(image);
+        Box::pin(repair_dirty(shard, &file, options)).await?;
+        Self::open_as_it_is(shard, file, data_file, options).await
+    }
+
+    async fn open_as_it_is(
         shard: &Shard,
         file: Child,
         data_file: Option<Child>,
@@ -198,6 +223,22 @@ impl Qcow2 {
             shards: shard.set().count(),
         });
         Ok(image)
+    }
+}
+
+async fn repair_dirty(
+    shard: &Shard,
+    file: &Child,
+    options: &OpenOptions,
+) -> Result<(), Qcow2Error> {
+    let mut say = |finding: &Finding| {
+        options.notify.send(Notice::Message(finding.to_string()));
+    };
+    match check(shard, file, Repair::All, &mut say).await {
+        Ok(report) if report.check_errors > 0 => Err(Qcow2Error::RepairDirty(Errno::EIO)),
+        Ok(_) => Ok(()),
+        Err(CheckError::Failed(errno)) => Err(Qcow2Error::RepairDirty(errno)),
+        Err(CheckError::Open(error)) => Err(error),
     }
 }
 
