@@ -4,8 +4,10 @@
 
 mod bitmap_damage;
 mod bitmaps;
+mod check;
 mod qemu;
 mod random;
 mod session;
 mod snapshots;
 mod stored;
+mod tools;

@@ -3,8 +3,9 @@
 use ringback_ring::{Errno, Shard, error_text};
 
 use super::allocator::Allocator;
+use super::check::{CheckError, Finding, Repair, check};
 use super::entry::offset_of;
-use super::frame::{Frame, read_bytes};
+use super::frame::{DIRTY, Frame, read_bytes};
 use super::geometry::Geometry;
 use super::header::{Header, HeaderError, OpenMode, PEEK_BYTES};
 use super::image::{DataFile, DiscardRules, Parts, Qcow2};
@@ -108,6 +109,9 @@ pub enum Qcow2Error {
     /// The bitmaps could not be read, made or stored.
     #[error(transparent)]
     Bitmaps(#[from] BitmapsError),
+    /// It was left dirty, and that cannot be mended.
+    #[error("Could not repair dirty image: {}", error_text(*.0))]
+    RepairDirty(Errno),
     /// The header could not be changed.
     #[error("Could not update qcow2 header: {}", error_text(*.0))]
     UpdateHeader(Errno),
@@ -137,11 +141,31 @@ impl Qcow2 {
     /// Opens the image in `file`. `data_file` must be given if its header says
     /// that guest data lies elsewhere.
     ///
+    /// An image that was left dirty is repaired first if it is opened for
+    /// writing; what is found and done goes out as [`Notice::Message`], line by
+    /// line. Corruptions that stay do not keep it from being opened.
+    ///
     /// # Errors
     ///
-    /// [`Qcow2Error`]; nothing has been changed then, unless what failed was the
-    /// first change itself.
+    /// [`Qcow2Error`]; nothing has been changed then, but for what a repair
+    /// achieved, and unless what failed was the first change itself.
     pub async fn open(
+        shard: &Shard,
+        file: Child,
+        data_file: Option<Child>,
+        options: &OpenOptions,
+    ) -> Result<Self, Qcow2Error> {
+        let image = Self::open_as_it_is(shard, file.clone(), data_file.clone(), options).await?;
+        if !options.write || image.frame.incompatible() & DIRTY == 0 {
+            return Ok(image);
+        }
+        // What was loaded is about to change.
+        drop(image);
+        Box::pin(repair_dirty(shard, &file, options)).await?;
+        Self::open_as_it_is(shard, file, data_file, options).await
+    }
+
+    async fn open_as_it_is(
         shard: &Shard,
         file: Child,
         data_file: Option<Child>,
@@ -255,6 +279,22 @@ impl Qcow2 {
             header.extensions.stale_bitmaps = false;
         })
         .await
+    }
+}
+
+async fn repair_dirty(
+    shard: &Shard,
+    file: &Child,
+    options: &OpenOptions,
+) -> Result<(), Qcow2Error> {
+    let mut say = |finding: &Finding| {
+        options.notify.send(Notice::Message(finding.to_string()));
+    };
+    match check(shard, file, Repair::All, &mut say).await {
+        Ok(report) if report.check_errors > 0 => Err(Qcow2Error::RepairDirty(Errno::EIO)),
+        Ok(_) => Ok(()),
+        Err(CheckError::Failed(errno)) => Err(Qcow2Error::RepairDirty(errno)),
+        Err(CheckError::Open(error)) => Err(error),
     }
 }
 

@@ -210,14 +210,15 @@ impl Checker<'_> {
             }
             return Ok(());
         }
-        let before = self.report.corruptions;
+        let (before, zeroed) = (self.report.corruptions, walk.zeroed.len());
         let clusters = self.walk_l2(walk, offset).await?;
         if active {
             self.add_clusters(clusters);
         }
         let visits = Visits {
             again: 0,
-            corruptions: self.report.corruptions - before,
+            // What becomes zeroes is wrong only once.
+            corruptions: self.report.corruptions - before - (walk.zeroed.len() - zeroed) as u64,
             clusters,
         };
         walk.tables.insert(offset, visits);
