@@ -9,7 +9,7 @@
 use ringback_ring::Errno;
 
 use super::geometry::Geometry;
-use super::strerror::strerror;
+use ringback_ring::error_text;
 
 /// The bitmap is being changed, or its user died.
 pub(super) const IN_USE: u32 = 1 << 0;
@@ -37,7 +37,7 @@ pub enum BitmapsError {
     #[error("Requested bitmap directory size is zero")]
     EmptyDirectory,
     /// The directory could not be read.
-    #[error("Failed to read bitmap directory: {}", strerror(*.0))]
+    #[error("Failed to read bitmap directory: {}", error_text(*.0))]
     ReadDirectory(Errno),
     /// An entry crosses the directory's end.
     #[error("Broken bitmap directory")]
@@ -59,7 +59,7 @@ pub enum BitmapsError {
     Exists(String),
     /// The table of a bitmap is out of order, or could not be read.
     #[error(
-        "Could not read bitmap_table table from image for bitmap '{name}': {}", strerror(*.errno)
+        "Could not read bitmap_table table from image for bitmap '{name}': {}", error_text(*.errno)
     )]
     Table {
         /// Which bitmap.
@@ -68,7 +68,7 @@ pub enum BitmapsError {
         errno: Errno,
     },
     /// The bits are out of order, or could not be read.
-    #[error("Could not read bitmap '{name}' from image: {}", strerror(*.errno))]
+    #[error("Could not read bitmap '{name}' from image: {}", error_text(*.errno))]
     Bits {
         /// Which bitmap.
         name: String,
@@ -89,7 +89,7 @@ pub enum BitmapsError {
     /// use.
     #[error(
         "Lost persistent bitmaps during inactivation of node '{node}': Failed to write bitmap \
-         '{bitmap}' to file: {}", strerror(*.errno)
+         '{bitmap}' to file: {}", error_text(*.errno)
     )]
     Store {
         /// Of which node.
@@ -100,7 +100,7 @@ pub enum BitmapsError {
         errno: Errno,
     },
     /// Directory or header could not be written.
-    #[error("Failed to update bitmap extension: {}", strerror(*.0))]
+    #[error("Failed to update bitmap extension: {}", error_text(*.0))]
     Commit(Errno),
 }
 

@@ -30,11 +30,11 @@ use super::frame::Frame;
 use super::header::{AUTOCLEAR_BITMAPS, BitmapsExtension, Header};
 use super::image::Qcow2;
 use super::reserved::Structure;
-use super::strerror::strerror;
 use crate::bitmap::DirtyBitmap;
 use crate::notice::Notice;
 use crate::span::Span;
 use crate::units::{DISK_SIZE_MAX, in_memory};
+use ringback_ring::error_text;
 
 /// Bits are read and written in pieces of this size.
 const PIECE: u64 = 1 << 20;
@@ -565,7 +565,7 @@ impl Qcow2 {
             result = result.and(self.free_bitmap(shard, entry).await);
         }
         if let Err(errno) = result {
-            let errno = strerror(errno);
+            let errno = error_text(errno);
             let text = format!("some clusters of old bitmaps could not be freed: {errno}");
             self.frame.notify.send(Notice::Warning(text));
         }

@@ -49,7 +49,6 @@ mod refcounts;
 mod reserved;
 mod rewrite;
 mod snapshots;
-mod strerror;
 mod tables;
 mod write;
 mod write_back;

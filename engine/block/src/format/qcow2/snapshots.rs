@@ -16,10 +16,10 @@ use super::frame::{Frame, read_bytes};
 use super::header::Header;
 use super::open::read_words;
 use super::reserved::Structure;
-use super::strerror::strerror;
 use crate::child::Child;
 use crate::span::Span;
 use crate::units::{DISK_SIZE_MAX, SECTOR, in_memory};
+use ringback_ring::error_text;
 
 /// Bytes of an entry before its extra data.
 const FIXED: usize = 40;
@@ -39,7 +39,7 @@ const RESERVED_MAX: usize = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotsError {
     /// The table could not be read.
-    #[error("Failed to read snapshot table: {}", strerror(*.0))]
+    #[error("Failed to read snapshot table: {}", error_text(*.0))]
     Read(Errno),
     /// More extra data than anybody writes.
     #[error(
@@ -63,7 +63,7 @@ pub enum SnapshotsError {
     #[error("Failed to load snapshot: File too large")]
     DiskSize,
     /// Its L1 table could not be read.
-    #[error("Failed to load snapshot: Could not read L1 table: {}", strerror(*.0))]
+    #[error("Failed to load snapshot: Could not read L1 table: {}", error_text(*.0))]
     ReadL1(Errno),
     /// A snapshot is read, and never written.
     #[error("A snapshot can only be opened read-only")]

@@ -510,7 +510,7 @@ impl Qcow2 {
             self.tables.set_l1_entry(index, entry);
             let old = Span::new(offset_of(old), geometry.cluster_size);
             self.frame.reserved.remove(old);
-            allocator.release(old, false, false);
+            allocator.release(old, self.discard.pass_other, false);
         }
         Ok(())
     }
