@@ -2,4 +2,7 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "test images are small")]
 
+mod compressed;
+mod header;
+mod layout;
 mod random;
