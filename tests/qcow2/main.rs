@@ -2,7 +2,15 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "test images are small")]
 
+mod bitmap_damage;
+mod bitmaps;
+mod check;
 mod compressed;
 mod header;
 mod layout;
+mod qemu;
 mod random;
+mod session;
+mod snapshots;
+mod stored;
+mod tools;

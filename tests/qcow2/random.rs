@@ -20,6 +20,8 @@ use ringback_ring::{Errno, Shard, Shards};
 use ringback_tests::needs::{Need, needs};
 use ringback_tests::scratch::Scratch;
 
+use crate::tools::tool;
+
 const SHARDS: usize = 2;
 const GUESTS: usize = 4;
 /// Each guest has a part of the disk to itself; parts meet inside clusters.
@@ -82,20 +84,6 @@ impl Shape {
             can_compress,
         }
     }
-}
-
-fn tool(directory: &Path, words: &[&str]) {
-    let output = Command::new(words[0])
-        .args(&words[1..])
-        .current_dir(directory)
-        .output()
-        .expect("the tool runs");
-    assert!(
-        output.status.success(),
-        "{words:?}: {}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
 }
 
 fn make(directory: &Path, shape: &Shape, random: &mut Random) {

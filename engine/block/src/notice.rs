@@ -20,6 +20,8 @@ pub enum Notice {
     },
     /// Something that may be wrong.
     Warning(String),
+    /// Something failed, and no request was there to be told.
+    Error(String),
     /// A line for the log or the terminal, as it is.
     Message(String),
 }
@@ -46,6 +48,7 @@ impl Default for Notify {
             Notice::ImageCorrupt { node, message, .. } => {
                 tracing::error!(node, "the image is corrupt: {message}");
             }
+            Notice::Error(text) => tracing::error!("{text}"),
             Notice::Warning(text) | Notice::Message(text) => tracing::warn!("{text}"),
         })
     }

@@ -92,7 +92,7 @@ pub struct Geometry {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
     /// open(2) failed.
-    #[error("Could not open '{}': {}", .path.display(), .errno.desc())]
+    #[error("Could not open '{}': {}", .path.display(), crate::error_text(*.errno))]
     System {
         /// As given.
         path: PathBuf,

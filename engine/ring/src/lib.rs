@@ -52,3 +52,12 @@ pub use wait_queue::{LocalQueue, WaitQueue};
 /// What every I/O operation answers: a value, or the errno that a guest or a
 /// client would be told.
 pub type IoResult<T> = Result<T, Errno>;
+
+/// The C library's text of an error, which users know from every other program.
+pub fn error_text(errno: Errno) -> String {
+    let text = std::io::Error::from(errno).to_string();
+    match text.rfind(" (os error ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}

@@ -64,7 +64,7 @@ pub enum LockError {
     #[error("Failed to get shared \"{}\" lock", .0.name())]
     InUse(Permission),
     /// The lock call itself failed.
-    #[error("Failed to lock byte {}: {}", .0, .1.desc())]
+    #[error("Failed to lock byte {}: {}", .0, crate::error_text(*.1))]
     System(i64, Errno),
 }
 

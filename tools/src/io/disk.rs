@@ -8,11 +8,12 @@ use std::ops::Range;
 
 use ringback_block::event::Event;
 use ringback_block::filter::blkdebug::{self, BlkDebug};
-use ringback_block::graph::{Access, Graph, GraphError, UserId};
+use ringback_block::graph::{Access, Graph, GraphError, NodeSpec, UserId};
 use ringback_block::notice::{Notice, Notify};
 use ringback_block::port::{Attachment, Port};
 use ringback_block::request;
 use ringback_block::span::Span;
+use ringback_qmp_shim::ThrottleGroupOptions;
 use ringback_qmp_shim::blockdev::{DetectZeroes, Discard, Settings};
 use ringback_qmp_shim::open::open as resolve;
 use ringback_ring::file::Cache;
@@ -21,12 +22,15 @@ use serde_json::{Map, Value};
 
 use super::options::{CacheMode, Options};
 use super::output::{Output, complain};
-use super::report::error_text;
 use crate::open::{self, Chain, HEAD_BYTES, probed_format};
+use ringback_ring::error_text;
 
 /// A user-defined object (`--object`).
 #[derive(Clone, Debug)]
-pub(crate) enum Object {}
+pub(crate) enum Object {
+    /// Limits that several nodes share.
+    ThrottleGroup(ThrottleGroupOptions),
+}
 
 impl Object {
     /// From the text of the option.
@@ -37,6 +41,11 @@ impl Object {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let kind = text.split(',').next().unwrap_or(text);
         let kind = kind.strip_prefix("qom-type=").unwrap_or(kind);
+        if kind == "throttle-group" {
+            return ThrottleGroupOptions::parse(text)
+                .map(Self::ThrottleGroup)
+                .map_err(|error| error.to_string());
+        }
         if OBJECT_TYPES.contains(&kind) {
             Err(format!("objects of type '{kind}' are not supported yet"))
         } else {
@@ -52,7 +61,6 @@ const OBJECT_TYPES: &[&str] = &[
     "main-loop",
     "secret",
     "secret_keyring",
-    "throttle-group",
     "tls-cipher-suites",
     "tls-creds-anon",
     "tls-creds-psk",
@@ -123,8 +131,9 @@ pub(crate) struct Info {
     pub(crate) format: String,
     /// There is no format above the protocol.
     pub(crate) is_protocol: bool,
-    pub(crate) cluster_size: u64,
-    pub(crate) vmstate_offset: u64,
+    /// The size of a cluster and the offset of a machine's state, in bytes; not
+    /// every driver has something to say.
+    pub(crate) sizes: Option<(u64, u64)>,
     /// Lines of what only this format has.
     pub(crate) specific: Vec<String>,
 }
@@ -169,6 +178,7 @@ struct State {
 /// What was asked for.
 #[derive(Clone, Debug)]
 struct Plan {
+    objects: Vec<Object>,
     name: Option<String>,
     options: Map<String, Value>,
     flags: OpenFlags,
@@ -186,12 +196,12 @@ impl Disk {
     pub(crate) async fn open(
         shard: &Shard,
         out: &Output,
-        _objects: &[Object],
+        objects: &[Object],
         name: Option<&str>,
         options: Options,
         flags: OpenFlags,
     ) -> Result<Self, String> {
-        let plan = Plan::new(name, &options, flags)?;
+        let plan = Plan::new(objects, name, &options, flags)?;
         let state = State::new(shard, out, plan).await?;
         state.tell_of_probing(name);
         Ok(Self {
@@ -472,10 +482,6 @@ impl Disk {
             return Ok((true, 0));
         }
         let (shard, port) = (&self.shard, self.port());
-        if self.state(|state| state.chain.top.driver != "qcow2") {
-            // There is nothing below raw.
-            return Ok((true, len));
-        }
         let mut done = 0;
         let mut is_here = true;
         while done < len {
@@ -499,13 +505,11 @@ impl Disk {
             let mut info = Info {
                 format: top.driver.into(),
                 is_protocol: matches!(top.driver, "file" | "host_device" | "null-co" | "blkdebug"),
-                cluster_size: 0,
-                vmstate_offset: 0,
+                sizes: (top.driver != "null-co").then_some((0, 0)),
                 specific: Vec::new(),
             };
             if let (Some(header), Some(image)) = (&top.header, state.graph.qcow2(&top.node)) {
-                info.cluster_size = image.cluster_size();
-                info.vmstate_offset = image.vmstate_offset();
+                info.sizes = Some((image.cluster_size(), image.vmstate_offset()));
                 info.specific = open::describe(header, image.is_marked_corrupt());
             }
             Some(info)
@@ -601,12 +605,32 @@ impl State {
         let node = resolve(plan.name.as_deref(), &plan.options, &settings)
             .map_err(|error| error.to_string())?;
         let mut graph = Graph::new();
-        let chain = open::open(shard, &mut graph, notify(), node).await?;
+        for Object::ThrottleGroup(group) in &plan.objects {
+            graph
+                .add_throttle_group(shard, &group.id, open::limits(&group.limits))
+                .map_err(|error| error.to_string())?;
+        }
+        let mut chain = open::open(shard, &mut graph, notify(), node).await?;
         for warning in &chain.warnings {
             complain(&format!("qemu-io: warning: {warning}"));
         }
         if let Some(filter) = graph.blkdebug(&chain.top.node) {
             listen(&filter, out);
+        }
+        let mut entry = chain.top.node.clone();
+        if plan.flags.copy_on_read {
+            let file = entry;
+            let added = graph
+                .add_unnamed(shard, NodeSpec::CopyOnRead { file })
+                .await;
+            entry = match added {
+                Ok(entry) => entry,
+                Err(error) => {
+                    let _ = open::close(shard, &mut graph, &chain.nodes).await;
+                    return Err(open::reason(error));
+                }
+            };
+            chain.nodes.push(entry.clone());
         }
         let access = Access {
             read: true,
@@ -614,9 +638,7 @@ impl State {
             alone_writing: false,
             resize: false,
         };
-        let attached = graph
-            .attach(shard, &chain.top.node, "qemu-io", access)
-            .await;
+        let attached = graph.attach(shard, &entry, "qemu-io", access).await;
         match attached {
             Ok((user, attachment)) => Ok(Self {
                 graph,
@@ -652,10 +674,24 @@ impl State {
         let mut plan = self.plan.clone();
         for (key, value) in changes.options.iter() {
             let given = plan.options.get(key).and_then(Value::as_str);
-            let is_same =
-                given == Some(value) || (key == "driver" && value == self.chain.top.driver);
-            if !is_same && !can_change(key) {
-                return Err(format!("Cannot change the option '{key}'"));
+            let own = own_name(key);
+            let driver = match key {
+                "driver" => Some(self.chain.top.driver),
+                "file.driver" => Some("file"),
+                "backing.driver" => self.chain.backing_driver,
+                _ => None,
+            };
+            let is_same = given == Some(value) || driver == Some(value);
+            if is_same {
+                continue;
+            }
+            if !can_change(own) {
+                return Err(format!("Cannot change the option '{own}'"));
+            }
+            for other in displaced(key) {
+                if changes.options.get(other).is_none() {
+                    plan.options.shift_remove(*other);
+                }
             }
             plan.options.insert(key.into(), Value::from(value));
         }
@@ -681,8 +717,10 @@ impl State {
 
     async fn end(mut self, shard: &Shard) {
         self.graph.detach(self.user).await;
-        if let Err(error) = open::close(shard, &mut self.graph, &self.chain.nodes).await {
-            complain(&format!("qemu-io: {error}"));
+        match open::close(shard, &mut self.graph, &self.chain.nodes).await {
+            // The image itself has told.
+            Ok(()) | Err(GraphError::Close { .. }) => {}
+            Err(error) => complain(&format!("qemu-io: {error}")),
         }
     }
 }
@@ -690,10 +728,26 @@ impl State {
 /// Largest size of an image, in bytes: QEMU keeps the last GiB below 2^63 free.
 const SIZE_MAX: u64 = (i64::MAX as u64) & !((1 << 30) - 1);
 
-/// Options that may change while an image is open, of any node of it.
-fn can_change(key: &str) -> bool {
+/// An option without the nodes that lead to its own.
+fn own_name(key: &str) -> &str {
     let own = key.rsplit_once("backing.").map_or(key, |(_, own)| own);
-    let own = own.strip_prefix("file.").unwrap_or(own);
+    own.strip_prefix("file.").unwrap_or(own)
+}
+
+/// Options that make no sense beside a new one.
+fn displaced(key: &str) -> &'static [&'static str] {
+    match key {
+        "overlap-check" => &["overlap-check.template"],
+        "overlap-check.template" => &["overlap-check"],
+        "cache-size" | "l2-cache-size" | "refcount-cache-size" => {
+            &["cache-size", "l2-cache-size", "refcount-cache-size"]
+        }
+        _ => &[],
+    }
+}
+
+/// Options that may change while an image is open, of any node of it.
+fn can_change(own: &str) -> bool {
     matches!(
         own,
         "read-only"
@@ -735,6 +789,7 @@ fn notify() -> Notify {
             };
             complain(&line);
         }
+        Notice::Error(text) => complain(&format!("qemu-io: {text}")),
         Notice::Warning(text) => complain(&format!("qemu-io: warning: {text}")),
         Notice::Message(text) => complain(&text),
     })
@@ -753,8 +808,14 @@ fn listen(filter: &BlkDebug, out: &Output) {
 }
 
 impl Plan {
-    fn new(name: Option<&str>, options: &Options, flags: OpenFlags) -> Result<Self, String> {
+    fn new(
+        objects: &[Object],
+        name: Option<&str>,
+        options: &Options,
+        flags: OpenFlags,
+    ) -> Result<Self, String> {
         let plan = Self {
+            objects: objects.to_vec(),
             name: name.map(str::to_owned),
             options: options
                 .iter()

@@ -2,8 +2,6 @@
 
 use std::fmt::Write;
 
-use ringback_ring::Errno;
-
 const UNITS: [&str; 7] = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
 /// An amount with its unit: three decimals, or none if they begin with three
@@ -109,15 +107,6 @@ pub(crate) fn dump(offset: u64, bytes: &[u8]) -> String {
         text.push('\n');
     }
     text
-}
-
-/// The C library's text of an error.
-pub(crate) fn error_text(errno: Errno) -> String {
-    let text = std::io::Error::from(errno).to_string();
-    match text.rfind(" (os error ") {
-        Some(end) => text[..end].to_owned(),
-        None => text,
-    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use ringback_block::event::Event;
-use ringback_block::filter::blkdebug;
+use ringback_block::filter::{blkdebug, throttle};
 use ringback_block::format::qcow2::{DiscardRules, OpenOptions, OverlapCheck};
 use ringback_block::graph::{GraphError, NodeSpec};
 use ringback_block::notice::Notify;
@@ -16,6 +16,7 @@ use ringback_qmp_shim::blockdev::{
     BlkdebugOptions, Discard, FileOptions, NullOptions, Qcow2Options, Settings,
 };
 use ringback_qmp_shim::open::OpenNode;
+use ringback_qmp_shim::throttle_group::{self, Direction, Unit};
 use ringback_qmp_shim::visit::Word;
 use ringback_ring::file::{Cache, OpenError};
 use ringback_ring::lock;
@@ -155,7 +156,10 @@ pub(super) fn blkdebug(
 fn read_config(path: &str) -> Result<config::Rules, String> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         let errno = nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(nix::libc::EIO));
-        format!("Could not read blkdebug config file: {}", errno.desc())
+        format!(
+            "Could not read blkdebug config file: {}",
+            ringback_ring::error_text(errno)
+        )
     })?;
     config::parse(&text).map_err(|error: OptionError| error.to_string())
 }
@@ -202,5 +206,29 @@ fn permission(permission: &Permission) -> lock::Permission {
         Permission::Write => lock::Permission::Write,
         Permission::WriteUnchanged => lock::Permission::WriteUnchanged,
         Permission::Resize => lock::Permission::Resize,
+    }
+}
+
+/// Both sides have the same six buckets.
+pub(crate) fn limits(asked: &throttle_group::Limits) -> throttle::Limits {
+    let rates = |unit| {
+        let bucket = |direction| {
+            let bucket = asked.bucket(unit, direction);
+            throttle::Rate {
+                avg: bucket.rate,
+                max: bucket.burst_rate,
+                max_length: bucket.burst_seconds.into(),
+            }
+        };
+        throttle::Rates {
+            total: bucket(Direction::Total),
+            read: bucket(Direction::Read),
+            write: bucket(Direction::Write),
+        }
+    };
+    throttle::Limits {
+        bps: rates(Unit::Bytes),
+        iops: rates(Unit::Operations),
+        iops_size: asked.iops_size(),
     }
 }

@@ -13,15 +13,15 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 
 use ringback_block::format::qcow2::header::{Header, OpenMode};
-use ringback_block::graph::{Graph, NodeSpec, Qcow2Spec};
+use ringback_block::graph::{Graph, GraphError, NodeSpec, Qcow2Spec};
 use ringback_block::notice::Notify;
 use ringback_qmp_shim::blockdev::qcow2::ImageFacts;
 use ringback_qmp_shim::blockdev::{Child, DriverOptions, RawOptions, Settings};
-use ringback_qmp_shim::open::{BackingHeader, DriverNode, ImageName, OpenNode, full_backing_name};
+use ringback_qmp_shim::open::{BackingHeader, DriverNode, ImageName, OpenNode};
 use ringback_ring::Shard;
 
 pub(crate) use describe::describe;
-pub(crate) use drivers::reason;
+pub(crate) use drivers::{limits, reason};
 pub(crate) use probe::{HEAD_BYTES, format as probed_format};
 
 /// A node that has been opened.
@@ -50,6 +50,8 @@ pub(crate) struct Opener<'a> {
     /// In the order of opening.
     nodes: Vec<String>,
     warnings: Vec<String>,
+    /// Of the backing file opened last, which is the topmost image's.
+    backing_driver: Option<&'static str>,
 }
 
 /// What an opener has made: the node, everything below it, and what to say.
@@ -57,6 +59,8 @@ pub(crate) struct Chain {
     pub(crate) top: Opened,
     /// Every node that was made, in the order of opening.
     pub(crate) nodes: Vec<String>,
+    /// The driver of the topmost image's backing file.
+    pub(crate) backing_driver: Option<&'static str>,
     /// To be printed behind the program's name and `warning: `.
     pub(crate) warnings: Vec<String>,
 }
@@ -82,11 +86,13 @@ pub(crate) async fn open(
         known: BTreeMap::new(),
         nodes: Vec::new(),
         warnings: Vec::new(),
+        backing_driver: None,
     };
     match opener.open_node(node).await {
         Ok(top) => Ok(Chain {
             top,
             nodes: opener.nodes,
+            backing_driver: opener.backing_driver,
             warnings: opener.warnings,
         }),
         Err(error) => {
@@ -107,13 +113,23 @@ pub(crate) async fn close(
     shard: &Shard,
     graph: &mut Graph,
     nodes: &[String],
-) -> Result<(), String> {
+) -> Result<(), GraphError> {
     let mut result = Ok(());
-    for node in nodes.iter().rev() {
-        let closed = graph.remove(shard, node).await;
-        result = result.and(closed.map_err(|error| error.to_string()));
+    let mut rest: Vec<&String> = nodes.iter().rev().collect();
+    loop {
+        let mut in_use = Vec::new();
+        for &node in &rest {
+            match graph.remove(shard, node).await {
+                Err(GraphError::InUse(_)) => in_use.push(node),
+                closed => result = result.and(closed),
+            }
+        }
+        // A backing file goes once its overlay has gone.
+        if in_use.is_empty() || in_use.len() == rest.len() {
+            return result;
+        }
+        rest = in_use;
     }
-    result
 }
 
 impl Opener<'_> {
@@ -190,6 +206,24 @@ impl Opener<'_> {
                 let added = self.add(spec, name).await?;
                 (added, image(&[("image", Some(&child.name))]))
             }
+            DriverOptions::Throttle(throttle) => {
+                let child = self.open_child(throttle.file.clone()).await?;
+                let spec = NodeSpec::Throttle {
+                    file: child.node.clone(),
+                    group: throttle.throttle_group.clone(),
+                };
+                let added = self.add(spec, name).await?;
+                (added, image(&[("file", Some(&child.name))]))
+            }
+            DriverOptions::CopyOnRead(filter) => {
+                if filter.bottom.is_some() {
+                    return Err("copy-on-read: option 'bottom' is not supported yet".into());
+                }
+                let child = self.open_child(filter.file.clone()).await?;
+                let file = child.node.clone();
+                let added = self.add(NodeSpec::CopyOnRead { file }, name).await?;
+                (added, image(&[("file", Some(&child.name))]))
+            }
             DriverOptions::Qcow2(_) => {
                 let (added, name, found) = self.open_qcow2(&node).await?;
                 header = Some(found);
@@ -235,7 +269,7 @@ impl Opener<'_> {
             Some(child) => Some(self.open_child(child.clone()).await?.node),
             None if header.has_data_file() => {
                 let name = header.extensions.data_file.as_deref();
-                Some(self.open_data_file(name, overlay.as_deref(), node).await?)
+                Some(self.open_data_file(name, node).await?)
             }
             None => None,
         };
@@ -275,6 +309,7 @@ impl Opener<'_> {
                     .map_err(|error| {
                         format!("Could not open backing file: {}", drivers::reason(error))
                     })?;
+                self.backing_driver = Some(opened.driver);
                 Some(opened)
             }
             None => None,
@@ -291,15 +326,12 @@ impl Opener<'_> {
     async fn open_data_file(
         &mut self,
         name: Option<&[u8]>,
-        overlay: Option<&str>,
         node: &DriverNode,
     ) -> Result<String, String> {
+        // Unlike a backing file's name it is not relative to the image.
         let name = name.ok_or("'data-file' is required for this image")?;
         let name = String::from_utf8_lossy(name);
-        let full = full_backing_name(overlay, &name, node.driver.name())
-            .map_err(|error| error.to_string())?;
-        let path = full.ok_or("'data-file' is required for this image")?;
-        let path = path.strip_prefix("file:").unwrap_or(&path);
+        let path = name.strip_prefix("file:").unwrap_or(&name);
         self.add(drivers::file_at(path, &node.settings), None).await
     }
 }

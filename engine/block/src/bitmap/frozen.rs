@@ -83,6 +83,23 @@ impl NodeBitmaps {
         Ok(Arc::clone(&entry.bits))
     }
 
+    /// Ends every freeze as [`NodeBitmaps::reclaim`] does.
+    ///
+    /// # Errors
+    ///
+    /// None that a sound list of bitmaps has.
+    pub fn reclaim_all(&mut self) -> Result<(), BitmapError> {
+        let frozen = self
+            .entries
+            .iter()
+            .filter(|entry| entry.successor.is_some());
+        let names: Vec<_> = frozen.filter_map(|entry| entry.name.clone()).collect();
+        for name in names {
+            self.reclaim(&name)?;
+        }
+        Ok(())
+    }
+
     fn successor_index(&self, name: &str) -> Result<usize, BitmapError> {
         let successor = self.entries[self.index(name)?].successor;
         successor

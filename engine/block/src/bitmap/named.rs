@@ -69,11 +69,7 @@ impl NodeBitmaps {
         disabled: bool,
         persistent: bool,
     ) -> Result<Arc<DirtyBitmap>, BitmapError> {
-        if name.is_empty() {
-            return Err(BitmapError::NameEmpty);
-        }
-        check_granularity(granularity)?;
-        self.check_name(name)?;
+        self.check_new(name, granularity)?;
         let bits = Arc::new(DirtyBitmap::new(self.size, granularity, self.shards)?);
         let flags = BitmapFlags {
             recording: !disabled,
@@ -82,6 +78,19 @@ impl NodeBitmaps {
         };
         self.push(Some(name.to_owned()), Arc::clone(&bits), flags);
         Ok(bits)
+    }
+
+    /// Whether [`NodeBitmaps::add`] would be let do its work.
+    ///
+    /// # Errors
+    ///
+    /// A wrong name or granularity, a name that is taken.
+    pub fn check_new(&self, name: &str, granularity: u64) -> Result<(), BitmapError> {
+        if name.is_empty() {
+            return Err(BitmapError::NameEmpty);
+        }
+        check_granularity(granularity)?;
+        self.check_name(name)
     }
 
     /// Adds a bitmap that exists: one that was loaded from an image, or one that was removed
@@ -114,6 +123,15 @@ impl NodeBitmaps {
         self.usable(name, Use::Remove)?;
         let index = self.index(name)?;
         Ok(self.entries.remove(index))
+    }
+
+    /// Whether [`NodeBitmaps::remove`] would be let do its work.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn check_removable(&self, name: &str) -> Result<(), BitmapError> {
+        self.entries[self.index(name)?].check(Use::Remove)
     }
 
     /// Lets writes mark the bitmap.
@@ -251,6 +269,11 @@ impl NodeBitmaps {
         }
         self.size = size;
         Ok(())
+    }
+
+    /// The bitmaps that are stored in the image, oldest first.
+    pub fn persistent(&self) -> impl Iterator<Item = &NamedBitmap> {
+        self.entries.iter().filter(|entry| entry.flags.persistent)
     }
 
     /// The bitmaps which a write must mark now.

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ringback_ring::{Errno, Shard};
+use ringback_ring::{Errno, Shard, error_text};
 
 use crate::copy::chunk::{CopyError, Side};
 use crate::sync::{AtomicBool, Ordering, WaitQueue, fence};
@@ -66,13 +66,13 @@ pub enum JobError {
     #[error("Operation canceled")]
     Cancelled,
     /// An error that the policy reports.
-    #[error("{} failed: {}", match .0.side { Side::Source => "reading the source", Side::Target => "writing the target" }, .0.errno.desc())]
+    #[error("{} failed: {}", match .0.side { Side::Source => "reading the source", Side::Target => "writing the target" }, error_text(.0.errno))]
     Copy(CopyError),
     /// The target could not be made durable.
-    #[error("flushing the target failed: {}", .0.desc())]
+    #[error("flushing the target failed: {}", error_text(*.0))]
     Flush(Errno),
     /// A guest's old data could not be saved, and the guest was let through.
-    #[error("the snapshot was lost when old data could not be saved: {}", .0.desc())]
+    #[error("the snapshot was lost when old data could not be saved: {}", error_text(*.0))]
     SnapshotBroken(Errno),
 }
 

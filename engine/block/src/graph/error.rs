@@ -1,8 +1,8 @@
 //! Why the graph refuses. Texts follow QEMU where it has one.
 
-use ringback_ring::Errno;
 use ringback_ring::file::OpenError;
 use ringback_ring::lock::{LockError, Permission};
+use ringback_ring::{Errno, error_text};
 
 use crate::bitmap::BitmapError;
 use crate::filter::blkdebug::LimitError;
@@ -61,6 +61,9 @@ pub enum GraphError {
     /// The bitmap refused.
     #[error(transparent)]
     Bitmap(#[from] BitmapError),
+    /// The node's format stores no bitmaps.
+    #[error("Can't store persistent bitmaps to {0}: Operation not supported")]
+    NotStorable(String),
     /// No node of that name.
     #[error("Cannot find device='{0}' nor node-name='{0}'")]
     NotFound(String),
@@ -121,7 +124,7 @@ pub enum GraphError {
     #[error("Node '{0}' is not a copy-before-write filter: it has no snapshot")]
     NoSnapshot(String),
     /// The node could not be made longer or shorter.
-    #[error("Could not resize node '{node}': {}", .errno.desc())]
+    #[error("Could not resize node '{node}': {}", error_text(*.errno))]
     Resize {
         /// Which node.
         node: String,
@@ -129,7 +132,7 @@ pub enum GraphError {
         errno: Errno,
     },
     /// An image could not be written when it was closed.
-    #[error("Could not write node '{node}' when it was closed: {}", .errno.desc())]
+    #[error("Could not write node '{node}' when it was closed: {}", error_text(*.errno))]
     Close {
         /// Which node.
         node: String,
@@ -137,7 +140,7 @@ pub enum GraphError {
         errno: Errno,
     },
     /// Its first bytes could not be read.
-    #[error("Could not read image for determining its format: {}", .0.desc())]
+    #[error("Could not read image for determining its format: {}", error_text(*.0))]
     Peek(Errno),
     /// Only images have a backing file.
     #[error("Node '{0}' cannot have a backing file")]

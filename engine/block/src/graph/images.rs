@@ -44,7 +44,7 @@ impl Graph {
             Ok(kind) => {
                 self.insert(shard, name, kind);
                 self.node_mut(name)?.claims = claims;
-                Ok(())
+                self.take_bitmaps(name)
             }
             Err(error) => {
                 self.relock();
@@ -69,7 +69,7 @@ impl Graph {
             if claim.access.write {
                 match self.check_writable(&claim.child) {
                     // Its last, partial unit is grown into.
-                    Ok(()) | Err(GraphError::Unaligned(_)) => {}
+                    Ok(()) | Err(GraphError::Unaligned(_) | GraphError::NotWhole) => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -92,8 +92,10 @@ impl Graph {
             None => None,
         };
         let image = Qcow2::open(shard, self.child(&spec.file)?, data_child, &options).await?;
+        let image = Arc::new(image);
+        image.clean_every(shard, options.cache_clean_interval);
         Ok(Kind::Qcow2 {
-            image: Arc::new(image),
+            image,
             writable: options.write,
             file: spec.file,
             backing: spec.backing,

@@ -18,6 +18,7 @@
 //! attachment gets its new path; all resume. If something fails in between, the
 //! old paths are resumed.
 
+mod bitmaps;
 mod error;
 mod filters;
 mod images;
@@ -44,6 +45,7 @@ use crate::protocol::{FileProtocol, NullProtocol, Protocol};
 use crate::request::Preallocation;
 use crate::span::Span;
 use crate::storage::Storage;
+pub use bitmaps::BitmapSpec;
 pub use error::GraphError;
 pub use images::Qcow2Spec;
 pub use permissions::Access;
@@ -452,7 +454,8 @@ impl Graph {
     /// # Errors
     ///
     /// [`GraphError::InUse`] or [`GraphError::NotFound`]; [`GraphError::Close`]
-    /// if an image could not be written, and then it is gone all the same.
+    /// if an image could not be written, [`GraphError::Qcow2`] if its bitmaps
+    /// could not, and then it is gone all the same.
     pub async fn remove(&mut self, shard: &Shard, name: &str) -> Result<(), GraphError> {
         self.node(name)?;
         let is_child = self
@@ -467,6 +470,7 @@ impl Graph {
         if is_child || self.users.values().any(|user| user.node == name) {
             return Err(GraphError::InUse(name.into()));
         }
+        let stored = self.store_bitmaps(shard, name).await;
         let closed = match &self.node(name)?.kind {
             Kind::Qcow2 { image, .. } => {
                 let image = Arc::clone(image);
@@ -476,6 +480,7 @@ impl Graph {
         };
         self.nodes.remove(name);
         self.relock();
+        stored?;
         closed.map_err(|errno| GraphError::Close {
             node: name.into(),
             errno,

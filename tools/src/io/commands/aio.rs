@@ -1,6 +1,7 @@
 //! `aio_read`, `aio_write`, `aio_flush`: requests beside the commands. They
 //! report when they end, and how they end does not count.
 
+use ringback_ring::error_text;
 use std::future::Future;
 use std::rc::Rc;
 
@@ -8,7 +9,7 @@ use super::memory::{Common, FILL, Memory, UNREAD, offset_and_lengths, pattern, v
 use super::transfer::{REGISTERED_ZEROES, verify};
 use super::{Call, Command, Failure, Needs, Outcome, PLAIN, size};
 use crate::io::disk::ZeroFlags;
-use crate::io::report::{Transfer, dump, error_text};
+use crate::io::report::{Transfer, dump};
 use crate::io::shell::Shell;
 
 pub(super) const AIO_READ: Command = Command {

@@ -4,8 +4,8 @@
 use std::rc::Rc;
 
 use super::{Call, Command, Failure, Outcome, PLAIN};
-use crate::io::report::error_text;
 use crate::io::shell::Shell;
+use ringback_ring::error_text;
 
 pub(super) const BREAK: Command = Command {
     name: "break",

@@ -1,11 +1,12 @@
 //! `length`, `truncate`, `info`, `alloc`, `map`.
 
+use ringback_ring::error_text;
 use std::rc::Rc;
 
 use super::{Call, Command, Failure, Needs, Outcome, PLAIN, bad_size, size};
 use crate::io::disk::{Disk, Preallocation};
 use crate::io::number::{self, SizeError};
-use crate::io::report::{self, error_text};
+use crate::io::report::{self};
 use crate::io::shell::Shell;
 
 pub(super) const LENGTH: Command = Command {
@@ -112,9 +113,12 @@ fn info(shell: &Rc<Shell>) -> Outcome {
     if info.is_protocol {
         shell.out.line(&format);
     }
+    let Some((cluster_size, vmstate_offset)) = info.sizes else {
+        return Err(Failure::Silent);
+    };
     let amounts = [
-        ("cluster size", info.cluster_size),
-        ("vm state offset", info.vmstate_offset),
+        ("cluster size", cluster_size),
+        ("vm state offset", vmstate_offset),
     ];
     for (what, bytes) in amounts {
         shell.out.line(&format!("{what}: {}", report::size(bytes)));

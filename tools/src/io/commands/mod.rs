@@ -18,8 +18,8 @@ use ringback_ring::Errno;
 
 use super::getopt::{Getopt, Syntax, Unusable};
 use super::number::{self, SizeError};
-use super::report::error_text;
 use super::shell::Shell;
+use ringback_ring::error_text;
 
 /// Why a command failed, and where that is said.
 #[derive(Clone, Debug)]

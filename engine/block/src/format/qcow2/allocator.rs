@@ -22,7 +22,7 @@ use std::ops::Range;
 use ringback_ring::{Errno, IoResult, Shard};
 
 use super::epoch::Epochs;
-use super::frame::Frame;
+use super::frame::{Frame, hex};
 use super::refcounts;
 use super::reserved::Structure;
 use crate::event::Event;
@@ -62,6 +62,8 @@ pub(crate) struct Freed {
     span: Span,
     /// The file may forget the bytes, too.
     punch: bool,
+    /// Probably nobody else refers to them.
+    reusable: bool,
     /// Set when the reference's end is durable.
     stamp: Option<u64>,
 }
@@ -74,6 +76,11 @@ pub(crate) struct Fresh {
     /// Nobody ever wrote there: the file reads as zeroes.
     pub(crate) is_blank: bool,
 }
+
+/// Before the file grows, clusters that wait for a write-back are brought back:
+/// whenever they are so many bytes, and else not more often than this.
+const SETTLE_BYTES: u64 = 1 << 20;
+const SETTLE_INTERVAL_NS: u64 = 1_000_000_000;
 
 /// Unit in which dirty parts of blocks are written.
 const WRITE_UNIT: usize = 512;
@@ -95,6 +102,8 @@ pub(crate) struct Allocator {
     freed: Vec<Freed>,
     /// From here on the file holds nothing.
     blank_from: u64,
+    /// No write-back before this instant only to find room.
+    next_settle_ns: u64,
 }
 
 impl Allocator {
@@ -114,6 +123,7 @@ impl Allocator {
             packed_end: None,
             freed: Vec::new(),
             blank_from: file_size,
+            next_settle_ns: 0,
         }
     }
 
@@ -133,8 +143,9 @@ impl Allocator {
         if !self.blocks.contains_key(&index) {
             let offset = self.block_offset(index);
             if frame.geometry.in_cluster(offset) != 0 {
+                let (offset, index) = (hex(offset), hex(index));
                 let message =
-                    format!("Refblock offset {offset:#x} unaligned (reftable index: {index:#x})");
+                    format!("Refblock offset {offset} unaligned (reftable index: {index})");
                 return Err(frame.corruption(shard, true, message, None).await);
             }
             self.make_room(shard, frame).await?;
@@ -499,13 +510,42 @@ impl Allocator {
         Ok(start)
     }
 
-    /// A reference to these bytes has ended in memory.
-    pub(crate) fn release(&mut self, span: Span, punch: bool) {
+    /// A reference to these bytes has ended in memory: `reusable` if this
+    /// was probably the last one.
+    pub(crate) fn release(&mut self, span: Span, punch: bool, reusable: bool) {
         self.freed.push(Freed {
             span,
             punch,
+            reusable,
             stamp: None,
         });
+    }
+
+    /// As [`Allocator::allocate`], but None if the file would grow although a
+    /// write-back would make room: because much is waiting for one, or because
+    /// there was none for this purpose lately.
+    pub(crate) async fn allocate_sparingly(
+        &mut self,
+        shard: &Shard,
+        frame: &Frame,
+        count: u64,
+        what: &str,
+    ) -> IoResult<Option<Fresh>> {
+        let bytes = count << frame.geometry.cluster_bits;
+        let reusable = self.freed.iter().filter(|freed| freed.reusable);
+        let waiting: u64 = reusable.map(|freed| freed.span.len).sum();
+        let now = shard.now_ns();
+        let is_due = waiting >= SETTLE_BYTES.max(bytes) || now >= self.next_settle_ns;
+        if waiting > 0 && is_due {
+            let cursor = self.cursor;
+            let host = self.reserve(shard, frame, count, what).await?;
+            self.cursor = cursor;
+            if host >= self.blank_from {
+                self.next_settle_ns = now + SETTLE_INTERVAL_NS;
+                return Ok(None);
+            }
+        }
+        self.allocate(shard, frame, count, what).await.map(Some)
     }
 
     /// How many ended references a write-back that begins now makes durable, if

@@ -6,9 +6,9 @@ use super::tables::RawEntry;
 /// The cluster referred to has no other reference: it may be written in place.
 const COPIED: u64 = 1 << 63;
 /// An L2 entry of a compressed cluster.
-const COMPRESSED: u64 = 1 << 62;
+pub(crate) const COMPRESSED: u64 = 1 << 62;
 /// A standard L2 entry that reads as zeroes.
-const ZERO: u64 = 1;
+pub(crate) const ZERO: u64 = 1;
 /// Host offset of a table or a cluster.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
@@ -215,7 +215,7 @@ fn stream_shift(geometry: &Geometry) -> u32 {
     62 - (geometry.cluster_bits - 8)
 }
 
-fn decode_stream(geometry: &Geometry, word: u64) -> Stream {
+pub(crate) fn decode_stream(geometry: &Geometry, word: u64) -> Stream {
     let shift = stream_shift(geometry);
     let host = word & ((1 << shift) - 1);
     let sectors = ((word & !(COPIED | COMPRESSED)) >> shift) + 1;

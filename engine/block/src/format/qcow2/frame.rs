@@ -8,6 +8,7 @@ use ringback_ring::{Buf, Errno, IoResult, Shard};
 use super::geometry::Geometry;
 use super::reserved::{Reserved, Structure};
 use crate::child::Child;
+use crate::exclusive::Exclusive;
 use crate::notice::{Notice, Notify};
 use crate::span::Span;
 use crate::units::in_memory;
@@ -20,6 +21,14 @@ pub(crate) const DIRTY: u64 = 1 << 0;
 /// Structures contradict each other.
 pub(crate) const CORRUPT: u64 = 1 << 1;
 
+/// A number as C's `%#x` has it, which QEMU's messages do: zero has no prefix.
+pub(crate) fn hex(number: u64) -> String {
+    match number {
+        0 => "0".into(),
+        _ => format!("{number:#x}"),
+    }
+}
+
 /// The file of an image, and how much of it can be relied on.
 #[derive(Debug)]
 pub(crate) struct Frame {
@@ -31,6 +40,9 @@ pub(crate) struct Frame {
     pub(crate) version: u32,
     pub(crate) writable: bool,
     pub(crate) notify: Notify,
+    /// Held by whoever writes the header's first sector: the feature bits are in
+    /// it, too.
+    pub(crate) header_writes: Exclusive<()>,
     incompatible: AtomicU64,
     /// Found corrupt in a way that nothing more can be done with it.
     unusable: AtomicBool,
@@ -56,6 +68,7 @@ impl Frame {
             version,
             writable,
             notify,
+            header_writes: Exclusive::new(()),
             incompatible: AtomicU64::new(incompatible),
             unusable: AtomicBool::new(false),
             reported: AtomicBool::new(false),
@@ -81,6 +94,7 @@ impl Frame {
 
     /// Sets or clears a feature bit, here and in the file. Not made durable.
     pub(crate) async fn set_feature(&self, shard: &Shard, bit: u64, set: bool) -> IoResult<()> {
+        let _alone = self.header_writes.lock().await;
         let bits = if set {
             self.incompatible.fetch_or(bit, Ordering::AcqRel) | bit
         } else {

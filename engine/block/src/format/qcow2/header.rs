@@ -561,4 +561,4 @@ impl Fields<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,19 +1,25 @@
 //! One open image: its parts, and how they find each other.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ringback_ring::{Errno, IoResult, Shard};
 
 use super::allocator::Allocator;
+use super::bitmaps::{Bitmaps, Loaded, StoredBitmap};
 use super::entry::Rules;
 use super::epoch::Epochs;
 use super::frame::Frame;
+use super::header::Header;
+use super::snapshots::Snapshot;
 use super::tables::Tables;
 use super::write_back::{Rounds, WriteBack};
 use crate::child::Child;
 use crate::exclusive::Exclusive;
 use crate::in_flight::{InFlight, Turn};
 use crate::span::Span;
+
+const NS_PER_SECOND: u64 = 1_000_000_000;
 
 /// How an image treats discards; names as in QEMU's options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +61,12 @@ pub struct Qcow2 {
     pub(super) compression: Compression,
     /// Refcounts are written when the image is closed, or made anew.
     pub(super) lazy_refcounts: bool,
+    /// As it stands in the file, but for what `rewrite` names.
+    pub(super) header: Exclusive<Header>,
+    pub(super) bitmaps: Exclusive<Bitmaps>,
+    /// Until the node takes them.
+    loaded_bitmaps: Mutex<Vec<StoredBitmap>>,
+    snapshots: Vec<Snapshot>,
     size: AtomicU64,
 }
 
@@ -84,6 +96,9 @@ pub(super) struct Parts {
     pub(super) discard: DiscardRules,
     pub(super) compression: Compression,
     pub(super) lazy_refcounts: bool,
+    pub(super) header: Header,
+    pub(super) loaded: Loaded,
+    pub(super) snapshots: Vec<Snapshot>,
     pub(super) size: u64,
     pub(super) shards: usize,
 }
@@ -102,6 +117,10 @@ impl Qcow2 {
             discard: parts.discard,
             compression: parts.compression,
             lazy_refcounts: parts.lazy_refcounts,
+            header: Exclusive::new(parts.header),
+            bitmaps: Exclusive::new(parts.loaded.bitmaps),
+            loaded_bitmaps: Mutex::new(parts.loaded.stored),
+            snapshots: parts.snapshots,
             size: AtomicU64::new(parts.size),
         }
     }
@@ -125,6 +144,16 @@ impl Qcow2 {
     /// Whether the image's header says that it is corrupt.
     pub fn is_marked_corrupt(&self) -> bool {
         self.frame.incompatible() & super::header::INCOMPATIBLE_CORRUPT != 0
+    }
+
+    /// Its internal snapshots, oldest first.
+    pub fn snapshots(&self) -> &[Snapshot] {
+        &self.snapshots
+    }
+
+    pub(super) fn loaded_bitmaps(&self) -> MutexGuard<'_, Vec<StoredBitmap>> {
+        let loaded = self.loaded_bitmaps.lock();
+        loaded.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes of a cluster.
@@ -157,6 +186,24 @@ impl Qcow2 {
     pub(super) async fn claim(&self, shard: &Shard, span: Span) -> Turn<'_> {
         let clusters = span.widen(self.cluster_size());
         self.changes.enter_exclusive(shard, clusters).await
+    }
+
+    /// Gives parts of the cache back that nobody used for so many seconds; 0:
+    /// never. Ends with the image.
+    pub fn clean_every(self: &Arc<Self>, shard: &Shard, seconds: u32) {
+        if seconds == 0 {
+            return;
+        }
+        let (image, timer) = (Arc::downgrade(self), shard.clone());
+        drop(shard.spawn(async move {
+            loop {
+                timer.sleep_ns(u64::from(seconds) * NS_PER_SECOND).await;
+                match image.upgrade() {
+                    Some(image) => image.tables.clean(),
+                    None => break,
+                }
+            }
+        }));
     }
 
     /// Whether changes are possible at all.

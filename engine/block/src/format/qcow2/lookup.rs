@@ -3,6 +3,7 @@
 use ringback_ring::{Errno, IoResult, Shard};
 
 use super::entry::{Entry, Invalid, Kind, Stream, offset_of};
+use super::frame::hex;
 use super::image::Qcow2;
 use super::tables::{Missing, Slice};
 use crate::event::Event;
@@ -173,7 +174,8 @@ impl Qcow2 {
             self.frame.read_bytes(shard, span).await
         } else {
             let l1_index = geometry.l1_index_of_slice(slice);
-            let message = format!("L2 table offset {table:#x} unaligned (L1 index: {l1_index:#x})");
+            let (table, l1_index) = (hex(table), hex(l1_index));
+            let message = format!("L2 table offset {table} unaligned (L1 index: {l1_index})");
             Err(self.frame.corruption(shard, true, message, None).await)
         };
         match result {
@@ -260,27 +262,37 @@ impl Qcow2 {
     }
 
     fn write_run_in(&self, slice: &Slice, span: Span) -> Result<WriteRun, Damage> {
-        let first = self.write_run_in_cluster(self.entry(slice, span.offset)?, span);
-        let mut len = first.len;
-        while len < span.len {
-            let rest = Span::between(span.offset + len, span.end());
+        let mut run = self.write_run_in_cluster(self.entry(slice, span.offset)?, span);
+        let head = self.frame.geometry.in_cluster(span.offset);
+        while run.len < span.len {
+            let rest = Span::between(span.offset + run.len, span.end());
             let Ok(entry) = self.entry(slice, rest.offset) else {
                 break;
             };
             let next = self.write_run_in_cluster(entry, rest);
-            let head = self.frame.geometry.in_cluster(span.offset);
-            let goes_on = match (first.room, next.room) {
-                (Room::Needed, Room::Needed) => true,
-                (Room::There { host }, Room::There { host: next }) => next == host + len,
-                (Room::Own { host }, Room::Own { host: next }) => next == host + head + len,
-                _ => false,
+            // Later clusters are whole at their start: both kinds of place are
+            // that of the cluster.
+            let room = match (run.room, next.room) {
+                (Room::Needed, Room::Needed) => Room::Needed,
+                (Room::There { host }, Room::There { host: next }) if next == host + run.len => {
+                    run.room
+                }
+                // What is there already goes down with what needs its entry
+                // changed, as one.
+                (Room::There { host }, Room::Own { host: next }) if next == host + run.len => {
+                    Room::Own { host: host - head }
+                }
+                (Room::Own { host }, Room::Own { host: next } | Room::There { host: next })
+                    if next == host + head + run.len =>
+                {
+                    run.room
+                }
+                _ => break,
             };
-            if !goes_on {
-                break;
-            }
-            len += next.len;
+            run.room = room;
+            run.len += next.len;
         }
-        Ok(WriteRun { len, ..first })
+        Ok(run)
     }
 
     fn write_run_in_cluster(&self, entry: Entry, span: Span) -> WriteRun {
@@ -315,19 +327,24 @@ impl Qcow2 {
     /// Tells about an invalid entry.
     async fn damaged(&self, shard: &Shard, damage: &Damage, purpose: Purpose) -> Errno {
         let geometry = &self.frame.geometry;
-        let guest = damage.guest;
-        let table = offset_of(self.tables.l1_entry(geometry.l1_index(guest)));
-        let index = geometry.l2_index(guest);
-        let place = format!("(L2 offset: {table:#x}, L2 index: {index:#x})");
+        let l1_index = geometry.l1_index(damage.guest);
+        let table = hex(offset_of(self.tables.l1_entry(l1_index)));
+        let index = hex(geometry.l2_index(damage.guest));
+        let guest = hex(damage.guest);
+        let place = format!("(L2 offset: {table}, L2 index: {index})");
+        let host = match damage.invalid {
+            Invalid::Unaligned { host } | Invalid::OtherOffset { host } => hex(host),
+            _ => String::new(),
+        };
         let message = match (damage.invalid, purpose) {
-            (Invalid::Unaligned { host }, Purpose::Write) => {
-                format!("Data cluster offset {host:#x} unaligned (guest offset: {guest:#x})")
+            (Invalid::Unaligned { .. }, Purpose::Write) => {
+                format!("Data cluster offset {host} unaligned (guest offset: {guest})")
             }
-            (Invalid::Unaligned { host }, Purpose::Discard) => {
-                format!("Cannot free unaligned cluster {host:#x}")
+            (Invalid::Unaligned { .. }, Purpose::Discard) => {
+                format!("Cannot free unaligned cluster {host}")
             }
-            (Invalid::Unaligned { host }, Purpose::Read) => {
-                format!("Cluster allocation offset {host:#x} unaligned {place}")
+            (Invalid::Unaligned { .. }, Purpose::Read) => {
+                format!("Cluster allocation offset {host} unaligned {place}")
             }
             (Invalid::ZeroInOldVersion, _) => {
                 format!("Zero cluster entry found in pre-v3 image {place}")
@@ -335,9 +352,9 @@ impl Qcow2 {
             (Invalid::CompressedWithDataFile, _) => {
                 format!("Compressed cluster entry found in image with external data file {place}")
             }
-            (Invalid::OtherOffset { host }, _) => format!(
-                "External data file host cluster offset {host:#x} does not match guest cluster \
-                 offset: {guest:#x}, L2 index: {index:#x})"
+            (Invalid::OtherOffset { .. }, _) => format!(
+                "External data file host cluster offset {host} does not match guest cluster \
+                 offset: {guest}, L2 index: {index})"
             ),
             (Invalid::Subclusters, Purpose::Read) => {
                 format!("Invalid cluster entry found  {place}")

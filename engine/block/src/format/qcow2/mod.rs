@@ -15,6 +15,10 @@
 //! | `codec` | compressed clusters |
 //! | `write_back` | metadata on its way into the file |
 //! | `epoch` | when a freed cluster is really unused |
+//! | `bitmaps`, `bitmap_directory`, `bitmap_table` | persistent bitmaps |
+//! | `snapshots` | internal snapshots, to be read |
+//! | `rewrite` | changing the header of an open image |
+//! | `check` | damage, and what can be done about it |
 //! | `reserved`, `frame` | what belongs to the image itself, and damage |
 //!
 //! # The way of a write to a cluster that is not there yet
@@ -26,6 +30,10 @@
 //! 5. A flush writes counts, then the entry (`write_back`).
 
 mod allocator;
+mod bitmap_directory;
+mod bitmap_table;
+mod bitmaps;
+pub mod check;
 mod codec;
 mod entry;
 mod epoch;
@@ -39,11 +47,17 @@ mod open;
 mod read;
 mod refcounts;
 mod reserved;
+mod rewrite;
+mod snapshots;
+mod strerror;
 mod tables;
 mod write;
 mod write_back;
 mod zero;
 
+pub use bitmap_directory::{BitmapsError, NotStorable};
+pub use bitmaps::StoredBitmap;
 pub use image::{Compression, DiscardRules, Qcow2};
 pub use open::{OpenOptions, Qcow2Error, read_header};
 pub use reserved::OverlapCheck;
+pub use snapshots::{Snapshot, SnapshotSelector, SnapshotsError};

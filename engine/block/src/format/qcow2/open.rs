@@ -1,15 +1,18 @@
 //! Opening an image: from the bytes of its header to an image in use.
 
-use ringback_ring::{Errno, Shard};
+use ringback_ring::{Errno, Shard, error_text};
 
 use super::allocator::Allocator;
+use super::check::{CheckError, Finding, Repair, check};
 use super::entry::offset_of;
-use super::frame::{Frame, read_bytes};
+use super::frame::{DIRTY, Frame, read_bytes};
 use super::geometry::Geometry;
 use super::header::{Header, HeaderError, OpenMode, PEEK_BYTES};
 use super::image::{DataFile, DiscardRules, Parts, Qcow2};
 use super::reserved::{OverlapCheck, Reserved, Structure};
+use super::snapshots::{self, SnapshotSelector, SnapshotsError, View};
 use super::tables::Tables;
+use super::{bitmap_directory::BitmapsError, bitmaps};
 use crate::child::Child;
 use crate::notice::{Notice, Notify};
 use crate::span::Span;
@@ -50,6 +53,8 @@ pub struct OpenOptions {
     pub refcount_cache_size: Option<u64>,
     /// Unused parts of the cache are given back after this many seconds; 0 never.
     pub cache_clean_interval: u32,
+    /// Read this internal snapshot, not the disk as it is now.
+    pub snapshot: Option<SnapshotSelector>,
     /// Who is told about damage.
     pub notify: Notify,
 }
@@ -68,6 +73,7 @@ impl OpenOptions {
             l2_cache_entry_size: None,
             refcount_cache_size: None,
             cache_clean_interval: CACHE_CLEAN_INTERVAL,
+            snapshot: None,
             notify: Notify::default(),
         }
     }
@@ -80,13 +86,13 @@ pub enum Qcow2Error {
     #[error(transparent)]
     Header(#[from] HeaderError),
     /// The first bytes could not be read.
-    #[error("Could not read qcow2 header: {}", .0.desc())]
+    #[error("Could not read qcow2 header: {}", error_text(*.0))]
     ReadHeader(Errno),
     /// The L1 table could not be read.
-    #[error("Could not read L1 table: {}", .0.desc())]
+    #[error("Could not read L1 table: {}", error_text(*.0))]
     ReadL1(Errno),
     /// The refcount table could not be read.
-    #[error("Could not initialize refcount handling: {}", .0.desc())]
+    #[error("Could not initialize refcount handling: {}", error_text(*.0))]
     Refcounts(Errno),
     /// The header asks for a data file, and none was given.
     #[error("'data-file' is required for this image")]
@@ -97,8 +103,17 @@ pub enum Qcow2Error {
     /// A size of the cache that the image cannot have.
     #[error("L2 cache entry size must be a power of two between 512 and the cluster size ({0})")]
     CacheEntrySize(u64),
+    /// The snapshots, or the one asked for, could not be read.
+    #[error(transparent)]
+    Snapshots(#[from] SnapshotsError),
+    /// The bitmaps could not be read, made or stored.
+    #[error(transparent)]
+    Bitmaps(#[from] BitmapsError),
+    /// It was left dirty, and that cannot be mended.
+    #[error("Could not repair dirty image: {}", error_text(*.0))]
+    RepairDirty(Errno),
     /// The header could not be changed.
-    #[error("Could not update qcow2 header: {}", .0.desc())]
+    #[error("Could not update qcow2 header: {}", error_text(*.0))]
     UpdateHeader(Errno),
 }
 
@@ -126,10 +141,31 @@ impl Qcow2 {
     /// Opens the image in `file`. `data_file` must be given if its header says
     /// that guest data lies elsewhere.
     ///
+    /// An image that was left dirty is repaired first if it is opened for
+    /// writing; what is found and done goes out as [`Notice::Message`], line by
+    /// line. Corruptions that stay do not keep it from being opened.
+    ///
     /// # Errors
     ///
-    /// [`Qcow2Error`]; nothing has been changed then.
+    /// [`Qcow2Error`]; nothing has been changed then, but for what a repair
+    /// achieved, and unless what failed was the first change itself.
     pub async fn open(
+        shard: &Shard,
+        file: Child,
+        data_file: Option<Child>,
+        options: &OpenOptions,
+    ) -> Result<Self, Qcow2Error> {
+        let image = Self::open_as_it_is(shard, file.clone(), data_file.clone(), options).await?;
+        if !options.write || image.frame.incompatible() & DIRTY == 0 {
+            return Ok(image);
+        }
+        // What was loaded is about to change.
+        drop(image);
+        Box::pin(repair_dirty(shard, &file, options)).await?;
+        Self::open_as_it_is(shard, file, data_file, options).await
+    }
+
+    async fn open_as_it_is(
         shard: &Shard,
         file: Child,
         data_file: Option<Child>,
@@ -140,6 +176,9 @@ impl Qcow2 {
         } else {
             OpenMode::ReadOnly
         };
+        if options.write && options.snapshot.is_some() {
+            return Err(SnapshotsError::ReadOnly.into());
+        }
         let header = read_header(shard, &file, mode).await?;
         let geometry = geometry(&header, options)?;
         let data_file = match (data_file, header.has_data_file()) {
@@ -151,13 +190,10 @@ impl Qcow2 {
             (None, true) => return Err(Qcow2Error::DataFileMissing),
             (Some(_), false) => return Err(Qcow2Error::DataFileNotWanted),
         };
-        let l1 = read_words(
-            shard,
-            &file,
-            Span::new(header.l1_offset, u64::from(header.l1_size) * 8),
-        )
-        .await
-        .map_err(Qcow2Error::ReadL1)?;
+        let l1_span = Span::new(header.l1_offset, u64::from(header.l1_size) * 8);
+        let l1 = read_words(shard, &file, l1_span)
+            .await
+            .map_err(Qcow2Error::ReadL1)?;
         file.event(shard, crate::event::Event::ReftableLoad).await;
         let table_span = Span::new(
             header.refcount_table_offset,
@@ -182,8 +218,27 @@ impl Qcow2 {
             options.write,
             options.notify.clone(),
         );
+        let (snapshots, snapshot_table) =
+            snapshots::read_table(shard, &frame.file, &header).await?;
+        if options.write {
+            snapshots::reserve(shard, &frame, &snapshots, snapshot_table).await;
+        }
+        let mut loaded = bitmaps::load(shard, &frame, &header).await?;
+        let disk = match &options.snapshot {
+            None => View {
+                l1,
+                l1_offset: header.l1_offset,
+                size: header.size,
+            },
+            Some(selector) => {
+                // They are about the disk as it is now.
+                loaded.stored.clear();
+                let snapshot = snapshots::find(&snapshots, selector)?;
+                snapshots::view(shard, &frame.file, &header, snapshot).await?
+            }
+        };
         let image = Self::from_parts(Parts {
-            tables: Tables::new(geometry, header.l1_offset, l1, cache_bytes),
+            tables: Tables::new(geometry, disk.l1_offset, disk.l1, cache_bytes),
             allocator: Allocator::new(&table, table_span, in_memory(blocks), file_size),
             frame,
             data_file,
@@ -192,10 +247,54 @@ impl Qcow2 {
             lazy_refcounts: options
                 .lazy_refcounts
                 .unwrap_or_else(|| header.has_lazy_refcounts()),
-            size: header.size,
+            size: disk.size,
+            header,
+            loaded,
+            snapshots,
             shards: shard.set().count(),
         });
+        if options.write {
+            image
+                .begin_writing(shard)
+                .await
+                .map_err(Qcow2Error::UpdateHeader)?;
+        }
         Ok(image)
+    }
+
+    /// What must be said in the file before anything is changed: bitmaps are in
+    /// use, features that this program does not know were not looked after.
+    async fn begin_writing(&self, shard: &Shard) -> Result<(), Errno> {
+        self.mark_bitmaps_in_use(shard).await?;
+        let is_current = {
+            let header = self.header.lock().await;
+            header.unknown_autoclear() == 0 && !header.extensions.stale_bitmaps
+        };
+        if is_current {
+            return Ok(());
+        }
+        self.rewrite_header(shard, |header| {
+            header.autoclear &= !header.unknown_autoclear();
+            // It is not written again.
+            header.extensions.stale_bitmaps = false;
+        })
+        .await
+    }
+}
+
+async fn repair_dirty(
+    shard: &Shard,
+    file: &Child,
+    options: &OpenOptions,
+) -> Result<(), Qcow2Error> {
+    let mut say = |finding: &Finding| {
+        options.notify.send(Notice::Message(finding.to_string()));
+    };
+    match check(shard, file, Repair::All, &mut say).await {
+        Ok(report) if report.check_errors > 0 => Err(Qcow2Error::RepairDirty(Errno::EIO)),
+        Ok(_) => Ok(()),
+        Err(CheckError::Failed(errno)) => Err(Qcow2Error::RepairDirty(errno)),
+        Err(CheckError::Open(error)) => Err(error),
     }
 }
 
@@ -242,7 +341,7 @@ fn cache_sizes(geometry: &Geometry, disk_size: u64, options: &OpenOptions) -> (u
 }
 
 /// A table of big-endian words.
-async fn read_words(shard: &Shard, file: &Child, span: Span) -> Result<Vec<u64>, Errno> {
+pub(super) async fn read_words(shard: &Shard, file: &Child, span: Span) -> Result<Vec<u64>, Errno> {
     let bytes = read_bytes(shard, file, span).await?;
     let (words, _) = bytes.as_chunks::<8>();
     Ok(words.iter().map(|&word| u64::from_be_bytes(word)).collect())

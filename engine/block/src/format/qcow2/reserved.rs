@@ -133,6 +133,11 @@ impl Reserved {
         span.offset >> self.cluster_bits..(last >> self.cluster_bits) + 1
     }
 
+    /// Whether anybody asks about this structure.
+    pub(crate) fn is_watched(&self, structure: Structure) -> bool {
+        self.watched.watches(structure)
+    }
+
     /// From here on these bytes belong to a structure.
     pub(crate) fn add(&self, span: Span, structure: Structure) {
         if span.is_empty() || !self.watched.watches(structure) {

@@ -66,12 +66,14 @@ pub(crate) struct Slice {
 impl Slice {
     fn new(index: u64, bytes: &[u8]) -> Self {
         let (words, _) = bytes.as_chunks::<8>();
+        let words = words.iter().map(|&word| u64::from_be_bytes(word));
+        Self::from_words(index, words.map(AtomicU64::new).collect())
+    }
+
+    fn from_words(index: u64, words: Box<[AtomicU64]>) -> Self {
         Self {
             index,
-            words: words
-                .iter()
-                .map(|&word| AtomicU64::new(u64::from_be_bytes(word)))
-                .collect(),
+            words,
             version: AtomicU64::new(0),
             used: AtomicBool::new(true),
         }
@@ -389,6 +391,21 @@ impl Tables {
         state.l1.dirty.insert(index);
     }
 
+    /// As [`Tables::set_l1_entry`], for a table that is empty: one of its slices
+    /// needs no reading.
+    pub(crate) fn set_l1_entry_of_empty(&self, index: u64, entry: u64, slice: u64) {
+        let mut state = self.state();
+        self.make_room(&mut state);
+        let words = (0..self.geometry.slice_words())
+            .map(|_| AtomicU64::new(0))
+            .collect();
+        let empty = Arc::new(Slice::from_words(slice, words));
+        self.make_slot(slice).store(Some(Arc::clone(&empty)));
+        state.resident.push(empty);
+        state.l1.entries[in_memory(index)] = entry;
+        state.l1.dirty.insert(index);
+    }
+
     /// Where the L1 table lies, and its entries.
     pub(crate) fn l1(&self) -> (u64, Vec<u64>) {
         let state = self.state();
@@ -489,4 +506,125 @@ fn places(slice: u64) -> (usize, usize, usize) {
         in_memory((slice >> LEAF_BITS) & mask(MIDDLE_BITS)),
         in_memory(slice & mask(LEAF_BITS)),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn geometry(extended: bool) -> Geometry {
+        Geometry::new(16, extended, 4, 4096)
+    }
+
+    fn tables(slices: u64) -> Tables {
+        let l1 = vec![super::super::entry::l1_entry(0x40000); 4];
+        Tables::new(geometry(false), 0x30000, l1, slices * 4096)
+    }
+
+    /// Gives the slice a cached life, as a reader would.
+    fn load(tables: &Tables, slice: u64) {
+        assert!(matches!(
+            tables.try_missing(slice),
+            Some(Missing::Load { .. })
+        ));
+        tables.insert(slice, &[0; 4096]);
+    }
+
+    fn word(tables: &Tables, slice: u64) -> Option<u64> {
+        tables.look(slice, |found| found.entry(&geometry(false), 0).word)
+    }
+
+    #[test]
+    fn a_slice_is_loaded_once_and_found_without_a_lock() {
+        let tables = tables(8);
+        assert_eq!(word(&tables, 3), None);
+        load(&tables, 3);
+        assert_eq!(tables.try_missing(3), Some(Missing::Nothing));
+        assert_eq!(word(&tables, 3), Some(0));
+        // Four tables of sixteen slices, and nothing behind them.
+        assert_eq!(tables.try_missing(64), Some(Missing::Table));
+    }
+
+    #[test]
+    fn who_comes_while_a_slice_is_loaded_waits() {
+        let tables = tables(8);
+        assert!(matches!(tables.try_missing(5), Some(Missing::Load { .. })));
+        assert_eq!(tables.try_missing(5), None);
+        tables.give_up(5);
+        load(&tables, 5);
+    }
+
+    #[test]
+    fn changes_stay_until_they_are_written() {
+        let tables = tables(2);
+        load(&tables, 0);
+        let changed = RawEntry { word: 7, bitmap: 0 };
+        assert!(tables.change(0, [(0, changed)]));
+        for slice in 1..20 {
+            load(&tables, slice);
+        }
+        assert_eq!(word(&tables, 0), Some(7), "never thrown away while dirty");
+        let (l1, slices) = tables.take_dirty();
+        assert_eq!((l1.len(), slices.len()), (0, 1));
+        assert_eq!(slices[0].bytes[..8], 7_u64.to_be_bytes());
+        for slice in 20..40 {
+            load(&tables, slice);
+        }
+        assert_eq!(word(&tables, 0), Some(7), "nor while it is being written");
+        tables.written(&l1, false);
+        assert_eq!(
+            tables.take_dirty().1.len(),
+            1,
+            "a failed write counts for nothing"
+        );
+        tables.written(&l1, true);
+        assert_eq!(tables.take_dirty().1.len(), 0);
+        tables.written(&l1, true);
+        for slice in 40..60 {
+            load(&tables, slice);
+        }
+        assert_eq!(word(&tables, 0), None, "clean slices go");
+    }
+
+    #[test]
+    fn what_nobody_looks_at_is_cleaned_away() {
+        let tables = tables(8);
+        load(&tables, 1);
+        load(&tables, 2);
+        tables.clean();
+        assert_eq!(word(&tables, 2), Some(0), "new slices count as used");
+        tables.clean();
+        assert_eq!(word(&tables, 1), None);
+        assert_eq!(word(&tables, 2), Some(0));
+    }
+
+    #[test]
+    fn shared_tables_are_not_changed() {
+        let tables = Tables::new(geometry(false), 0x30000, vec![0x40000], 1 << 20);
+        load(&tables, 0);
+        assert!(!tables.change(0, [(0, RawEntry { word: 7, bitmap: 0 })]));
+        assert_eq!(word(&tables, 0), Some(0));
+    }
+
+    #[test]
+    fn both_words_of_an_entry_change_as_one() {
+        let geometry = geometry(true);
+        let slice = Slice::new(0, &[0; 4096]);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 0..20_000 {
+                    let entry = RawEntry {
+                        word: round,
+                        bitmap: !round,
+                    };
+                    slice.set(&geometry, 9, entry);
+                }
+            });
+            for _ in 0..20_000 {
+                let entry = slice.entry(&geometry, 9);
+                let is_whole = entry.bitmap == !entry.word;
+                assert!(is_whole || entry == RawEntry::default(), "{entry:?}");
+            }
+        });
+    }
 }

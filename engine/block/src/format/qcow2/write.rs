@@ -191,11 +191,19 @@ impl Qcow2 {
             });
         }
         let count = clusters.len >> self.frame.geometry.cluster_bits;
+        const WHAT: &str = "data cluster";
+        let taken = {
+            let mut allocator = self.allocator.lock().await;
+            allocator
+                .allocate_sparingly(shard, &self.frame, count, WHAT)
+                .await?
+        };
+        if let Some(fresh) = taken {
+            return Ok(fresh);
+        }
+        self.flush(shard).await?;
         let mut allocator = self.allocator.lock().await;
-        let fresh = allocator
-            .allocate(shard, &self.frame, count, "data cluster")
-            .await?;
-        Ok(fresh)
+        allocator.allocate(shard, &self.frame, count, WHAT).await
     }
 
     /// The guest bytes that have to be written so that the touched subclusters
@@ -204,23 +212,23 @@ impl Qcow2 {
     fn to_be_filled(&self, span: Span, old: &[Entry], moves: bool) -> Span {
         let geometry = &self.frame.geometry;
         let whole = span.widen(geometry.subcluster_size);
-        if !geometry.extended {
-            return whole;
-        }
         let (first, last) = (old.first(), old.last());
         let held = |entry: Option<&Entry>| match entry {
             Some(entry) if entry.stream.is_some() => u32::MAX,
             Some(entry) if moves => entry.data,
             _ => 0,
         };
-        let cluster = geometry.cluster_start(span.offset);
-        let before = u64::from(held(first).trailing_zeros()) * geometry.subcluster_size;
-        let start = whole.offset.min(cluster + before);
-        let cluster = geometry.cluster_start(span.end() - 1);
-        let behind = u64::from(32 - held(last).leading_zeros()) * geometry.subcluster_size;
-        let end = whole.end().max(cluster + behind);
+        let (mut start, mut end) = (whole.offset, whole.end());
+        if geometry.extended {
+            let cluster = geometry.cluster_start(span.offset);
+            let before = u64::from(held(first).trailing_zeros()) * geometry.subcluster_size;
+            start = start.min(cluster + before);
+            let cluster = geometry.cluster_start(span.end() - 1);
+            let behind = u64::from(32 - held(last).leading_zeros()) * geometry.subcluster_size;
+            end = end.max(cluster + behind);
+        }
         // Subclusters of the own host cluster that hold data already are not
-        // written again.
+        // written again: others may be writing there.
         let start = match first {
             Some(entry) if !moves && self.holds(entry, span.offset) => span.offset,
             _ => start,
@@ -452,9 +460,12 @@ impl Qcow2 {
         for entry in old {
             match (entry.stream, entry.host) {
                 (Some(stream), _) => {
-                    allocator.release(Span::new(stream.host, stream.len), punch);
+                    allocator.release(Span::new(stream.host, stream.len), punch, true);
                 }
-                (None, Some(host)) => allocator.release(Span::new(host, cluster_size), punch),
+                (None, Some(host)) => {
+                    let span = Span::new(host, cluster_size);
+                    allocator.release(span, punch, entry.copied);
+                }
                 (None, None) => {}
             }
         }
@@ -480,35 +491,36 @@ impl Qcow2 {
             .allocate(shard, &self.frame, 1, "L2 table")
             .await?;
         let new = Span::new(fresh.host, geometry.cluster_size);
-        let made = self.write_new_table(shard, offset_of(old), new, fresh.is_blank);
+        let made = self.write_new_table(shard, offset_of(old), new);
         if let Err(errno) = made.await {
             let _ = allocator.free_unused(shard, &self.frame, new).await;
             return Err(errno);
         }
+        if self.lazy_refcounts && self.frame.incompatible() & DIRTY == 0 {
+            // From the first cluster on counts are put off; those of tables
+            // before it are not.
+            allocator.write_dirty(shard, &self.frame).await?;
+        }
         self.frame.reserved.add(new, Structure::ActiveL2);
-        self.tables.set_l1_entry(index, l1_entry(fresh.host));
-        if offset_of(old) != 0 {
+        let entry = l1_entry(fresh.host);
+        if offset_of(old) == 0 {
+            let slice = geometry.slice_index(guest);
+            self.tables.set_l1_entry_of_empty(index, entry, slice);
+        } else {
+            self.tables.set_l1_entry(index, entry);
             let old = Span::new(offset_of(old), geometry.cluster_size);
             self.frame.reserved.remove(old);
-            allocator.release(old, false);
+            allocator.release(old, false, false);
         }
         Ok(())
     }
 
     /// A new L2 table: empty, or the copy of one that a snapshot shares.
-    async fn write_new_table(
-        &self,
-        shard: &Shard,
-        old: u64,
-        new: Span,
-        is_blank: bool,
-    ) -> IoResult<()> {
+    async fn write_new_table(&self, shard: &Shard, old: u64, new: Span) -> IoResult<()> {
         let frame = &self.frame;
         if old == 0 {
             frame.file.event(shard, Event::L2AllocWrite).await;
-            if is_blank {
-                return Ok(());
-            }
+            // Also where the file is blank: a table must not lie behind its end.
             return frame.file.write_zeroes(shard, new, ZeroFlags::KEEP).await;
         }
         if frame.geometry.in_cluster(old) != 0 {

@@ -17,13 +17,14 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ringback_ring::{IoResult, Shard};
+use ringback_ring::{IoResult, Shard, error_text};
 
 use super::entry::offset_of;
 use super::frame::DIRTY;
 use super::image::Qcow2;
 use super::tables::{DirtyL1Entry, DirtySlice};
 use crate::event::Event;
+use crate::notice::Notice;
 
 /// Neighbouring slices are written as one, up to this many bytes.
 const MERGE_MAX: usize = 1 << 20;
@@ -116,23 +117,27 @@ impl Qcow2 {
         l1: &[DirtyL1Entry],
         slices: &[DirtySlice],
     ) -> IoResult<()> {
-        let file = &self.frame.file;
         self.flush_data(shard).await?;
         if l1.is_empty() && slices.is_empty() {
             return Ok(());
         }
         self.write_slices(shard, slices).await?;
         if !l1.is_empty() {
-            file.flush(shard).await?;
+            self.flush_file(shard).await?;
             self.write_l1(shard, l1).await?;
         }
-        file.flush(shard).await
+        self.flush_file(shard).await
     }
 
     async fn flush_data(&self, shard: &Shard) -> IoResult<()> {
         if let Some(data_file) = &self.data_file {
             data_file.child.flush(shard).await?;
         }
+        self.flush_file(shard).await
+    }
+
+    async fn flush_file(&self, shard: &Shard) -> IoResult<()> {
+        self.frame.file.event(shard, Event::FlushToDisk).await;
         self.frame.file.flush(shard).await
     }
 
@@ -171,20 +176,35 @@ impl Qcow2 {
         Ok(())
     }
 
+    async fn write_counts(&self, shard: &Shard) -> IoResult<()> {
+        let mut allocator = self.allocator.lock().await;
+        if allocator.is_dirty() {
+            allocator.write_dirty(shard, &self.frame).await?;
+            self.frame.file.flush(shard).await?;
+        }
+        Ok(())
+    }
+
+    fn tell_failure(&self, cache: &str, result: IoResult<()>) {
+        if let Err(errno) = result {
+            let text = error_text(errno);
+            let text = format!("Failed to flush the {cache} cache: {text}");
+            self.frame.notify.send(Notice::Error(text));
+        }
+    }
+
     /// Writes everything and leaves the image as if nobody had it open. Nothing
     /// else may be in flight.
     pub async fn close(&self, shard: &Shard) -> IoResult<()> {
         if !self.frame.writable || !self.frame.is_usable() {
             return Ok(());
         }
-        self.flush(shard).await?;
+        let flushed = self.flush(shard).await;
+        self.tell_failure("L2 table", flushed);
         // What was freed has been counted down by now, and goes into the file.
-        let mut allocator = self.allocator.lock().await;
-        if allocator.is_dirty() {
-            allocator.write_dirty(shard, &self.frame).await?;
-            self.frame.file.flush(shard).await?;
-        }
-        drop(allocator);
+        let counted = self.write_counts(shard).await;
+        self.tell_failure("refcount block", counted);
+        flushed.and(counted)?;
         if self.frame.incompatible() & DIRTY != 0 {
             self.frame.set_feature(shard, DIRTY, false).await?;
             self.frame.file.flush(shard).await?;

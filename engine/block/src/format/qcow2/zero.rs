@@ -2,7 +2,7 @@
 
 use ringback_ring::{Errno, IoResult, Shard};
 
-use super::entry::{Entry, Kind};
+use super::entry::Entry;
 use super::image::Qcow2;
 use super::lookup::{Place, Purpose};
 use crate::child::Child;
@@ -144,6 +144,11 @@ impl Qcow2 {
         span: Span,
         flags: ZeroFlags,
     ) -> IoResult<()> {
+        if !span.is_empty() && self.cuts_packed(shard, span).await? {
+            // QEMU then writes all of it as data, and so do we.
+            let inside = span.clip(&Span::new(0, self.size()));
+            return self.write_zero_bytes(shard, backing, inside, flags).await;
+        }
         let mut rest = span;
         while !rest.is_empty() {
             let part = self.within_slice(rest);
@@ -165,6 +170,22 @@ impl Qcow2 {
             }
         }
         Ok(())
+    }
+
+    /// Whether a span of whole subclusters begins or ends inside a compressed
+    /// cluster.
+    async fn cuts_packed(&self, shard: &Shard, span: Span) -> IoResult<bool> {
+        let cluster_size = self.cluster_size();
+        let _passage = self.epochs.enter(shard.index());
+        for (edge, inside) in [(span.offset, span.offset), (span.end(), span.end() - 1)] {
+            if !edge.is_multiple_of(cluster_size) {
+                let place = self.run(shard, Span::new(inside, 1)).await?.place;
+                if matches!(place, Place::Compressed(_)) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// Under the claim on these clusters, which lie in one slice: answers how
@@ -305,9 +326,12 @@ impl Qcow2 {
     }
 
     fn discarded(&self, old: Entry, has_backing: bool) -> Entry {
-        let is_nothing = !old.holds_anything() && old.kind(0) == Kind::Unallocated && old.zero == 0;
-        if self.frame.version < 3 || (is_nothing && !has_backing) {
+        if self.frame.version < 3 {
             return Entry::EMPTY;
+        }
+        if !old.holds_anything() && !has_backing {
+            // It reads as zeroes as it is.
+            return old;
         }
         if self.discard.keep_clusters && old.stream.is_none() && old.holds_anything() {
             return Entry {

@@ -2,7 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn sample() -> Header {
+/// A header of an image of 64 MiB, without anything special.
+pub(crate) fn sample() -> Header {
     Header {
         version: 3,
         cluster_bits: 16,
