@@ -5,6 +5,9 @@
 mod bitmap_damage;
 mod bitmaps;
 mod check;
+mod compressed;
+mod header;
+mod layout;
 mod qemu;
 mod random;
 mod session;

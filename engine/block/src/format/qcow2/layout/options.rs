@@ -239,14 +239,14 @@ impl CreateOptions {
             ),
             (!is_width, CreateError::RefcountBits),
             (is_old && is_other_width, CreateError::RefcountBitsVersion),
+            (
+                self.data_file_raw && self.data_file.is_none(),
+                CreateError::RawAlone,
+            ),
             (self.data_file_raw && has_backing, CreateError::BackingRaw),
             (
                 is_old && self.data_file.is_some(),
                 CreateError::DataFileVersion,
-            ),
-            (
-                self.data_file_raw && self.data_file.is_none(),
-                CreateError::RawAlone,
             ),
             (is_old && is_packed_anew, CreateError::CompressionVersion),
             (self.size > i64::MAX as u64, CreateError::SizeNegative),
