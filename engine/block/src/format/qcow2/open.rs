@@ -96,7 +96,7 @@ pub enum Qcow2Error {
     #[error("L2 cache entry size must be a power of two between 512 and the cluster size ({0})")]
     CacheEntrySize(u64),
     /// It was left dirty, and that cannot be mended.
-    #[error("Could not repair dirty image: {}", .0.desc())]
+    #[error("Could not repair dirty image: {}", super::check::reason(*.0))]
     RepairDirty(Errno),
     /// The header could not be changed.
     #[error("Could not update qcow2 header: {}", .0.desc())]

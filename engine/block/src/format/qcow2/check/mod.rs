@@ -43,6 +43,7 @@ mod walk;
 
 use ringback_ring::{Errno, IoResult, Shard};
 
+pub(super) use report::reason;
 pub use report::{CheckError, CheckReport, Finding, Repair};
 
 use self::ledger::Ledger;
@@ -160,7 +161,7 @@ impl<'a> Checker<'a> {
         if bad_snapshots > 0 {
             self.report.corruptions += bad_snapshots;
             if self.repair == Repair::All {
-                self.rewrite_snapshots(bad_snapshots).await?;
+                self.rewrite_snapshots(bad_snapshots, walked.census).await?;
             }
         }
         let is_sound = self.report.check_errors == 0 && self.report.corruptions == 0;
