@@ -225,15 +225,15 @@ impl Checker<'_> {
     }
 
     /// A new table, then the header's pointer to it; the old one is free then.
-    pub(super) async fn rewrite_snapshots(&mut self, bad: u64, census: Census) -> IoResult<()> {
+    pub(super) async fn rewrite_snapshots(&mut self, bad: u64, census: &Census) -> IoResult<()> {
         debug_assert_eq!(self.repair, Repair::All);
         match self.try_rewrite_snapshots(census).await {
             Ok(()) => {
-                self.report.corruptions -= bad;
                 self.report.corruptions_fixed += bad;
                 Ok(())
             }
             Err(errno) => {
+                self.report.corruptions += bad;
                 self.report.check_errors += 1;
                 self.say(&Finding::SnapshotTableNotWritten { errno });
                 Err(errno)
@@ -241,7 +241,10 @@ impl Checker<'_> {
         }
     }
 
-    async fn try_rewrite_snapshots(&mut self, census: Census) -> IoResult<()> {
+    async fn try_rewrite_snapshots(&mut self, census: &Census) -> IoResult<()> {
+        // Where it was not counted it does not count down. The file may grow.
+        let old = Span::new(self.header.snapshot_offset, self.snapshot_bytes);
+        let was_counted = !old.is_empty() && self.is_near(old);
         let mut bytes = Vec::new();
         for snapshot in &self.snapshots {
             snapshot.append(&mut bytes, self.header.size);
@@ -262,9 +265,7 @@ impl Checker<'_> {
         pointer.extend_from_slice(&offset.to_be_bytes());
         self.write(POINTER_OFFSET, &pointer).await?;
         file.flush(shard).await?;
-        let old = Span::new(self.header.snapshot_offset, self.snapshot_bytes);
-        // Where it was not counted it does not count down.
-        if !old.is_empty() && self.is_near(old) {
+        if was_counted {
             for cluster in old.offset >> bits..old.end().div_ceil(self.geometry.cluster_size) {
                 let count = self.ledger.get(shard, file, cluster).await?;
                 if count > 0 {
@@ -280,7 +281,8 @@ impl Checker<'_> {
 impl Checker<'_> {
     /// Takes clusters behind the end, which no refcount block counts yet: with
     /// new refcounts, that do. Answers the first.
-    async fn make_room(&mut self, mut census: Census, count: u64) -> IoResult<u64> {
+    async fn make_room(&mut self, census: &Census, count: u64) -> IoResult<u64> {
+        let mut census = census.clone();
         let first = census.len();
         for cluster in first..first + count {
             census.set(cluster, 1);
