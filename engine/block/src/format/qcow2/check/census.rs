@@ -15,7 +15,7 @@ const PIECE: u64 = 4096;
 const LARGE: u8 = u8::MAX;
 
 /// Counts by host cluster.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Census {
     pieces: BTreeMap<u64, Box<[u8]>>,
     large: BTreeMap<u64, u64>,

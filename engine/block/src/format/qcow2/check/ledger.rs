@@ -9,7 +9,7 @@ use crate::format::qcow2::frame::{read_bytes, write_bytes};
 use crate::format::qcow2::geometry::Geometry;
 use crate::format::qcow2::refcounts;
 use crate::span::Span;
-use crate::units::in_memory;
+use crate::units::{DISK_SIZE_MAX, in_memory};
 
 /// Bytes of blocks that are kept in memory, but at least [`BLOCKS_MIN`].
 const CACHE_BYTES: u64 = 4 << 20;
@@ -54,10 +54,16 @@ impl Ledger {
         entry.copied().unwrap_or(0) & OFFSET_MASK
     }
 
-    /// Whether the block that counts a cluster begins inside of a cluster.
+    /// Whether a block can lie there.
+    fn is_readable(&self, offset: u64) -> bool {
+        self.geometry.in_cluster(offset) == 0
+            && offset <= DISK_SIZE_MAX - self.geometry.cluster_size
+    }
+
+    /// Whether the block that counts a cluster lies nowhere sensible.
     pub(super) fn is_misplaced(&self, cluster: u64) -> bool {
         let (index, _) = self.place(cluster);
-        self.geometry.in_cluster(self.block_offset(index)) != 0
+        !self.is_readable(self.block_offset(index))
     }
 
     /// Offsets of all blocks.
@@ -73,13 +79,13 @@ impl Ledger {
         (cluster / per_block, in_memory(cluster % per_block))
     }
 
-    /// EIO for a block that begins inside of a cluster.
+    /// EIO for a block that lies nowhere sensible.
     async fn load(&mut self, shard: &Shard, file: &Child, index: u64) -> IoResult<&mut Block> {
         self.clock += 1;
         if !self.blocks.contains_key(&index) {
             let offset = self.block_offset(index);
             let cluster_size = self.geometry.cluster_size;
-            if self.geometry.in_cluster(offset) != 0 {
+            if !self.is_readable(offset) {
                 return Err(Errno::EIO);
             }
             self.make_room(shard, file).await?;

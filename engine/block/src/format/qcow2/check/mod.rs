@@ -43,6 +43,7 @@ mod walk;
 
 use ringback_ring::{Errno, IoResult, Shard};
 
+pub(super) use report::reason;
 pub use report::{CheckError, CheckReport, Finding, Repair};
 
 use self::ledger::Ledger;
@@ -156,12 +157,14 @@ impl<'a> Checker<'a> {
             return Err(Errno::EFBIG);
         }
         let walked = self.check_refcounts().await?;
+        // Before the flags: clusters of the old table lose a reference.
+        if bad_snapshots > 0 && self.repairs_all() {
+            self.rewrite_snapshots(bad_snapshots, &walked.census)
+                .await?;
+        }
         self.check_copied(&walked).await?;
-        if bad_snapshots > 0 {
+        if !self.repairs_all() {
             self.report.corruptions += bad_snapshots;
-            if self.repair == Repair::All {
-                self.rewrite_snapshots(bad_snapshots).await?;
-            }
         }
         let is_sound = self.report.check_errors == 0 && self.report.corruptions == 0;
         if self.repair > Repair::Nothing && is_sound {

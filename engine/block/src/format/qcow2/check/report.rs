@@ -24,8 +24,16 @@ pub enum CheckError {
     #[error(transparent)]
     Open(#[from] Qcow2Error),
     /// The check ended before its time.
-    #[error("Check failed: {}", .0.desc())]
+    #[error("Check failed: {}", reason(*.0))]
     Failed(Errno),
+}
+
+/// The C library's words for an error, which are QEMU's.
+pub(in crate::format::qcow2) fn reason(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EIO => "Input/output error",
+        other => other.desc(),
+    }
 }
 
 impl From<Errno> for CheckError {
@@ -370,7 +378,11 @@ impl fmt::Display for Finding {
                 verb(*repaired)
             ),
             Self::SnapshotTableNotWritten { errno } => {
-                write!(f, "ERROR failed to update snapshot table: {}", errno.desc())
+                write!(
+                    f,
+                    "ERROR failed to update snapshot table: {}",
+                    reason(*errno)
+                )
             }
             Self::BitmapEntry { name, index } => {
                 write!(f, "ERROR bitmap '{name}': table entry {index} is invalid")
@@ -396,7 +408,7 @@ impl fmt::Display for Finding {
             Self::RefcountUnreadable { cluster, errno } => write!(
                 f,
                 "Can't get refcount for cluster {cluster}: {}",
-                errno.desc()
+                reason(*errno)
             ),
             Self::Refcount {
                 cluster,

@@ -2,6 +2,7 @@
 
 use ringback_ring::{Errno, IoResult};
 
+use super::census::Census;
 use super::{Checker, Finding, Repair};
 use crate::format::qcow2::geometry::Geometry;
 use crate::span::Span;
@@ -55,11 +56,11 @@ impl Snapshot {
     }
 
     pub(super) fn id(&self) -> String {
-        String::from_utf8_lossy(&self.id).into_owned()
+        text(&self.id)
     }
 
     pub(super) fn name(&self) -> String {
-        String::from_utf8_lossy(&self.name).into_owned()
+        text(&self.name)
     }
 
     fn len(&self) -> u64 {
@@ -92,6 +93,12 @@ impl Snapshot {
         bytes.extend_from_slice(&self.id);
         bytes.extend_from_slice(&self.name);
     }
+}
+
+/// Up to the first zero, as QEMU prints it.
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|&byte| byte == 0);
+    String::from_utf8_lossy(&bytes[..end.unwrap_or(bytes.len())]).into_owned()
 }
 
 fn number<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
@@ -218,15 +225,15 @@ impl Checker<'_> {
     }
 
     /// A new table, then the header's pointer to it; the old one is free then.
-    pub(super) async fn rewrite_snapshots(&mut self, bad: u64) -> IoResult<()> {
+    pub(super) async fn rewrite_snapshots(&mut self, bad: u64, census: &Census) -> IoResult<()> {
         debug_assert_eq!(self.repair, Repair::All);
-        match self.try_rewrite_snapshots().await {
+        match self.try_rewrite_snapshots(census).await {
             Ok(()) => {
-                self.report.corruptions -= bad;
                 self.report.corruptions_fixed += bad;
                 Ok(())
             }
             Err(errno) => {
+                self.report.corruptions += bad;
                 self.report.check_errors += 1;
                 self.say(&Finding::SnapshotTableNotWritten { errno });
                 Err(errno)
@@ -234,7 +241,10 @@ impl Checker<'_> {
         }
     }
 
-    async fn try_rewrite_snapshots(&mut self) -> IoResult<()> {
+    async fn try_rewrite_snapshots(&mut self, census: &Census) -> IoResult<()> {
+        // Where it was not counted it does not count down. The file may grow.
+        let old = Span::new(self.header.snapshot_offset, self.snapshot_bytes);
+        let was_counted = !old.is_empty() && self.is_near(old);
         let mut bytes = Vec::new();
         for snapshot in &self.snapshots {
             snapshot.append(&mut bytes, self.header.size);
@@ -243,7 +253,10 @@ impl Checker<'_> {
         let clusters = (bytes.len() as u64).div_ceil(self.geometry.cluster_size);
         let offset = match clusters {
             0 => 0,
-            _ => self.ledger.allocate(shard, file, clusters).await? << bits,
+            _ => match self.ledger.allocate(shard, file, clusters).await {
+                Err(Errno::ENOSPC) => self.make_room(census, clusters).await? << bits,
+                first => first? << bits,
+            },
         };
         self.write(offset, &bytes).await?;
         self.ledger.write_dirty(shard, file).await?;
@@ -252,8 +265,7 @@ impl Checker<'_> {
         pointer.extend_from_slice(&offset.to_be_bytes());
         self.write(POINTER_OFFSET, &pointer).await?;
         file.flush(shard).await?;
-        let old = Span::new(self.header.snapshot_offset, self.snapshot_bytes);
-        if self.complete && !old.is_empty() {
+        if was_counted {
             for cluster in old.offset >> bits..old.end().div_ceil(self.geometry.cluster_size) {
                 let count = self.ledger.get(shard, file, cluster).await?;
                 if count > 0 {
@@ -263,6 +275,26 @@ impl Checker<'_> {
             self.ledger.write_dirty(shard, file).await?;
         }
         Ok(())
+    }
+}
+
+impl Checker<'_> {
+    /// Takes clusters behind the end, which no refcount block counts yet: with
+    /// new refcounts, that do. Answers the first.
+    async fn make_room(&mut self, census: &Census, count: u64) -> IoResult<u64> {
+        let mut census = census.clone();
+        let first = census.len();
+        for cluster in first..first + count {
+            census.set(cluster, 1);
+        }
+        let (shard, file) = (self.shard, self.file);
+        for cluster in self.rebuild(census).await? {
+            let count = self.ledger.get(shard, file, cluster).await?;
+            if count > 0 {
+                self.ledger.set(shard, file, cluster, count - 1).await?;
+            }
+        }
+        Ok(first)
     }
 }
 

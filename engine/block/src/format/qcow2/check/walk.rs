@@ -171,7 +171,7 @@ impl Checker<'_> {
     }
 
     /// The last cluster may be written in part only.
-    fn is_near(&self, span: Span) -> bool {
+    pub(super) fn is_near(&self, span: Span) -> bool {
         let end = span.offset.checked_add(span.len);
         end.is_some_and(|end| end < self.file.size() + self.geometry.cluster_size)
     }
