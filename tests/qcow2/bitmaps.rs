@@ -513,10 +513,7 @@ fn bitmaps_that_qemu_died_with_are_inconsistent() {
     create(directory, "cluster_size=65536", 4 << 20);
     qemu::run(directory, &["qemu-img", "bitmap", "--add", "disk", "b"]);
     let server = serve(directory, &["-t"]);
-    let url = format!(
-        "nbd+unix:///?socket={}",
-        directory.join("socket").display()
-    );
+    let url = format!("nbd+unix:///?socket={}", directory.join("socket").display());
     qemu::run(
         directory,
         &["qemu-io", "-f", "raw", "-c", "write 0 512", &url],
