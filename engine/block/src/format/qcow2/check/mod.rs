@@ -43,7 +43,6 @@ mod walk;
 
 use ringback_ring::{Errno, IoResult, Shard};
 
-pub(super) use report::reason;
 pub use report::{CheckError, CheckReport, Finding, Repair};
 
 use self::ledger::Ledger;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ringback_ring::Errno;
+use ringback_ring::{Errno, error_text};
 
 use crate::format::qcow2::Qcow2Error;
 
@@ -24,16 +24,8 @@ pub enum CheckError {
     #[error(transparent)]
     Open(#[from] Qcow2Error),
     /// The check ended before its time.
-    #[error("Check failed: {}", reason(*.0))]
+    #[error("Check failed: {}", error_text(*.0))]
     Failed(Errno),
-}
-
-/// The C library's words for an error, which are QEMU's.
-pub(in crate::format::qcow2) fn reason(errno: Errno) -> &'static str {
-    match errno {
-        Errno::EIO => "Input/output error",
-        other => other.desc(),
-    }
 }
 
 impl From<Errno> for CheckError {
@@ -381,7 +373,7 @@ impl fmt::Display for Finding {
                 write!(
                     f,
                     "ERROR failed to update snapshot table: {}",
-                    reason(*errno)
+                    error_text(*errno)
                 )
             }
             Self::BitmapEntry { name, index } => {
@@ -408,7 +400,7 @@ impl fmt::Display for Finding {
             Self::RefcountUnreadable { cluster, errno } => write!(
                 f,
                 "Can't get refcount for cluster {cluster}: {}",
-                reason(*errno)
+                error_text(*errno)
             ),
             Self::Refcount {
                 cluster,
