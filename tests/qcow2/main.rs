@@ -2,4 +2,7 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "test images are small")]
 
+mod create;
 mod random;
+mod resize;
+mod resize_power;

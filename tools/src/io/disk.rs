@@ -452,12 +452,7 @@ impl Disk {
         } else {
             let top = state.chain.top.node.clone();
             let resized = state.graph.resize(&self.shard, &top, size, mode).await;
-            resized.map_err(|error| match error {
-                GraphError::Resize { errno, .. } => {
-                    format!("Could not resize file: {}", error_text(errno))
-                }
-                error => error.to_string(),
-            })
+            resized.map_err(|error| error.to_string())
         };
         *self.state.borrow_mut() = Some(state);
         result?;

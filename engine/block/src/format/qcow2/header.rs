@@ -23,8 +23,10 @@ pub const PEEK_BYTES: u64 = 112;
 
 const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
 const SNAPSHOTS_MAX: u32 = 65_536;
-const L1_ENTRIES_MAX: u32 = (32 << 20) / 8;
-const BACKING_NAME_MAX: u64 = 1023;
+/// No L1 table is longer: 32 MiB.
+pub(crate) const L1_ENTRIES_MAX: u32 = (32 << 20) / 8;
+/// No name is longer, in bytes.
+pub(crate) const BACKING_NAME_MAX: u64 = 1023;
 
 /// Refcounts may be wrong.
 pub const INCOMPATIBLE_DIRTY: u64 = 1 << 0;

@@ -12,6 +12,9 @@
 //! | `allocator`, `refcounts` | which host clusters are taken |
 //! | `read`, `write`, `zero` | what a guest asks for |
 //! | `codec` | compressed clusters |
+//! | `create` | a new image |
+//! | `resize`, `preallocate` | another size, and space for it |
+//! | `vmstate` | bytes behind the end of the disk |
 //! | `write_back` | metadata on its way into the file |
 //! | `epoch` | when a freed cluster is really unused |
 //! | `reserved`, `frame` | what belongs to the image itself, and damage |
@@ -26,6 +29,7 @@
 
 mod allocator;
 mod codec;
+pub mod create;
 mod entry;
 mod epoch;
 mod frame;
@@ -34,10 +38,13 @@ pub mod header;
 mod image;
 mod lookup;
 mod open;
+mod preallocate;
 mod read;
 mod refcounts;
 mod reserved;
+mod resize;
 mod tables;
+mod vmstate;
 mod write;
 mod write_back;
 mod zero;
