@@ -8,13 +8,14 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use ringback_ring::{Buf, IoResult, Shard};
+use ringback_ring::{Buf, Errno, IoResult, Shard};
 
 use crate::event::Event;
 use crate::extent::{Content, Extent};
 use crate::filter::throttle::Throttle;
 use crate::path::Path;
 use crate::request::{Limits, Preallocation, ZeroFlags};
+use crate::resize::ResizeError;
 use crate::span::Span;
 use crate::storage::Storage;
 use crate::units::in_memory;
@@ -164,12 +165,46 @@ impl Child {
         shard: &Shard,
         size: u64,
         preallocation: Preallocation,
-    ) -> IoResult<()> {
+    ) -> Result<(), ResizeError> {
         match self {
             Self::Storage(storage) => storage.truncate(shard, size, preallocation).await,
             Self::Path(path) => {
                 let truncate: Boxed<'_, _> = Box::pin(path.truncate(shard, size, preallocation));
                 truncate.await
+            }
+        }
+    }
+
+    /// Reads from a machine's state; see [`Path::load_vmstate`].
+    pub(crate) async fn load_vmstate(
+        &self,
+        shard: &Shard,
+        position: u64,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        match self {
+            Self::Storage(_) => (Err(Errno::EOPNOTSUPP), buf),
+            Self::Path(path) => {
+                let load: Boxed<'_, _> = Box::pin(path.load_vmstate(shard, position, buf, window));
+                load.await
+            }
+        }
+    }
+
+    /// Writes into a machine's state; see [`Path::save_vmstate`].
+    pub(crate) async fn save_vmstate(
+        &self,
+        shard: &Shard,
+        position: u64,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        match self {
+            Self::Storage(_) => (Err(Errno::EOPNOTSUPP), buf),
+            Self::Path(path) => {
+                let save: Boxed<'_, _> = Box::pin(path.save_vmstate(shard, position, buf, window));
+                save.await
             }
         }
     }

@@ -40,6 +40,7 @@ pub mod register;
 #[cfg(test)]
 mod register_tests;
 pub mod request;
+pub mod resize;
 pub mod span;
 pub mod storage;
 pub mod sync;

@@ -29,6 +29,7 @@ use crate::filter::throttle::{Direction, Throttle};
 use crate::format::Image;
 use crate::planted::{self, Fault};
 use crate::request::{Limits, Preallocation, ZeroFlags};
+use crate::resize::ResizeError;
 use crate::span::Span;
 use crate::storage::Storage;
 
@@ -371,15 +372,53 @@ impl Path {
         shard: &Shard,
         size: u64,
         preallocation: Preallocation,
-    ) -> IoResult<()> {
+    ) -> Result<(), ResizeError> {
         match &self.base {
             Base::Storage(storage) => storage.truncate(shard, size, preallocation).await,
             Base::Image(image) => image.truncate(shard, size, preallocation).await,
-            Base::Snapshot(_) => Err(Errno::EOPNOTSUPP),
+            Base::Snapshot(_) => Err(ResizeError::Unsupported),
             Base::BlkDebug(filter, image) => {
                 Box::pin(filter.truncate(shard, image, size, preallocation)).await
             }
             Base::CopyOnRead(_, file) => file.truncate(shard, size, preallocation).await,
+        }
+    }
+
+    /// Reads a machine's state, which a format can keep behind the end of its
+    /// disk: what was saved, and zeroes elsewhere. EOPNOTSUPP if nothing here
+    /// can keep one.
+    pub async fn load_vmstate(
+        &self,
+        shard: &Shard,
+        position: u64,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        match &self.base {
+            Base::Image(image) => image.load_vmstate(shard, position, buf, window).await,
+            Base::BlkDebug(_, child) | Base::CopyOnRead(_, child) => {
+                child.load_vmstate(shard, position, buf, window).await
+            }
+            Base::Storage(_) | Base::Snapshot(_) => (Err(Errno::EOPNOTSUPP), buf),
+        }
+    }
+
+    /// Writes a machine's state, which may grow. It is no part of the disk: no
+    /// filter and no bitmap hears of it. EOPNOTSUPP if nothing here can keep
+    /// one, EFBIG if it becomes too long.
+    pub async fn save_vmstate(
+        &self,
+        shard: &Shard,
+        position: u64,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        match &self.base {
+            Base::Image(image) => image.save_vmstate(shard, position, buf, window).await,
+            Base::BlkDebug(_, child) | Base::CopyOnRead(_, child) => {
+                child.save_vmstate(shard, position, buf, window).await
+            }
+            Base::Storage(_) | Base::Snapshot(_) => (Err(Errno::EOPNOTSUPP), buf),
         }
     }
 

@@ -280,6 +280,40 @@ impl Port {
         passage.path.flush(shard).await
     }
 
+    /// Reads a machine's state; see [`Path::load_vmstate`].
+    pub async fn load_vmstate(
+        &self,
+        shard: &Shard,
+        position: u64,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        match self.enter(shard).await {
+            Ok(passage) => {
+                let path = &passage.path;
+                path.load_vmstate(shard, position, buf, window).await
+            }
+            Err(errno) => (Err(errno), buf),
+        }
+    }
+
+    /// Writes a machine's state; see [`Path::save_vmstate`].
+    pub async fn save_vmstate(
+        &self,
+        shard: &Shard,
+        position: u64,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        match self.enter(shard).await {
+            Ok(passage) => {
+                let path = &passage.path;
+                path.save_vmstate(shard, position, buf, window).await
+            }
+            Err(errno) => (Err(errno), buf),
+        }
+    }
+
     /// Looks; see [`Path::extent`].
     pub async fn extent(&self, shard: &Shard, span: Span) -> IoResult<Extent> {
         let passage = self.enter(shard).await?;

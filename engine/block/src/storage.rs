@@ -13,6 +13,7 @@ use crate::extent::Extent;
 use crate::in_flight::InFlight;
 use crate::protocol::Protocol;
 use crate::request::{Preallocation, ZeroFlags};
+use crate::resize::ResizeError;
 use crate::span::Span;
 use crate::units::in_memory;
 
@@ -216,25 +217,47 @@ impl Storage {
         shard: &Shard,
         size: u64,
         preallocation: Preallocation,
-    ) -> IoResult<()> {
+    ) -> Result<(), ResizeError> {
         let old = self.size();
+        if matches!(self.protocol, Protocol::Null(_)) {
+            return Err(ResizeError::Unsupported);
+        }
+        if !self.can_grow() && size > old {
+            return Err(ResizeError::Device);
+        }
+        if size < old && preallocation != Preallocation::Off {
+            return Err(ResizeError::PreallocatedShrink);
+        }
         let added = Span::between(old.min(size), size);
         match preallocation {
-            Preallocation::Metadata => return Err(Errno::EOPNOTSUPP),
+            Preallocation::Metadata => return Err(ResizeError::Mode(preallocation)),
             Preallocation::Falloc if !added.is_empty() => {
-                self.protocol.allocate(shard, added).await?;
+                if let Err(errno) = self.protocol.allocate(shard, added).await {
+                    // What was reserved already is given back.
+                    let _ = self.protocol.truncate(shard, old).await;
+                    return Err(ResizeError::Preallocate(errno));
+                }
             }
             _ => {}
         }
-        self.protocol.truncate(shard, size).await?;
-        if preallocation == Preallocation::Full {
-            for part in head_body_tail(added, self.unit) {
-                if part.is_aligned(self.unit) {
-                    self.write_zero_bytes(shard, part).await?;
-                } else {
-                    self.write_widened(shard, part, |bytes| bytes.fill(0))
-                        .await?;
-                }
+        let truncated = self.protocol.truncate(shard, size).await;
+        truncated.map_err(ResizeError::File)?;
+        if preallocation == Preallocation::Full
+            && let Err(errno) = self.fill_with_zeroes(shard, added).await
+        {
+            let _ = self.protocol.truncate(shard, old).await;
+            return Err(ResizeError::Fill(errno));
+        }
+        Ok(())
+    }
+
+    async fn fill_with_zeroes(&self, shard: &Shard, span: Span) -> IoResult<()> {
+        for part in head_body_tail(span, self.unit) {
+            if part.is_aligned(self.unit) {
+                self.write_zero_bytes(shard, part).await?;
+            } else {
+                self.write_widened(shard, part, |bytes| bytes.fill(0))
+                    .await?;
             }
         }
         Ok(())

@@ -107,6 +107,14 @@ pub enum OpenError {
         /// What it is instead.
         what: &'static str,
     },
+    /// It could not be made.
+    #[error("Could not create '{}': {}", .path.display(), .errno.desc())]
+    Create {
+        /// As given.
+        path: PathBuf,
+        /// Why.
+        errno: Errno,
+    },
     /// Direct I/O was insisted on.
     #[error("Could not open '{}': filesystem does not support O_DIRECT (try cache.direct=off)", .0.display())]
     NoDirect(PathBuf),
@@ -164,8 +172,39 @@ impl File {
             let found = world.open(&options)?;
             return Ok(Self::from_sim(shard, &options.path, found));
         }
-        let path = options.path.clone();
-        let (fd, geometry) = shard.blocking(move || open_host(&options)).await?;
+        Self::open_with(shard, options.path.clone(), move || open_host(&options)).await
+    }
+
+    /// Opens a regular file for writing, or makes an empty one of mode 0644. One
+    /// that exists keeps its content: it may be in use by somebody else, which
+    /// only its locks tell.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::Create`], or what [`File::open`] answers.
+    pub async fn create(shard: &Shard, path: PathBuf, cache: Cache) -> Result<Self, OpenError> {
+        let options = OpenOptions {
+            path: path.clone(),
+            write: true,
+            cache,
+        };
+        if let Some(world) = shard.set().world() {
+            world.create_if_missing(&path);
+            return Self::open(shard, options).await;
+        }
+        let open = move || {
+            create_host(&options.path)?;
+            open_host(&options)
+        };
+        Self::open_with(shard, path, open).await
+    }
+
+    async fn open_with(
+        shard: &Shard,
+        path: PathBuf,
+        open: impl FnOnce() -> Result<(OwnedFd, Geometry), OpenError> + Send + 'static,
+    ) -> Result<Self, OpenError> {
+        let (fd, geometry) = shard.blocking(open).await?;
         let slot = shard.set().take_slot();
         let reference = FileRef {
             slot: slot.number(),
@@ -442,7 +481,7 @@ fn open_host(options: &OpenOptions) -> Result<(OwnedFd, Geometry), OpenError> {
     let path = &options.path;
     refuse_special(path)?;
     let (file, direct) = match options.cache {
-        Cache::Buffered => (open_with(options, 0)?, false),
+        Cache::Buffered => (open_flags(options, 0)?, false),
         Cache::Direct | Cache::Auto => open_direct(options)?,
     };
     let kind = kind_of(path, &file)?;
@@ -471,6 +510,32 @@ fn open_host(options: &OpenOptions) -> Result<(OwnedFd, Geometry), OpenError> {
             ..options.clone()
         }),
         None => Err(OpenError::NoAlignment(path.clone())),
+    }
+}
+
+/// Makes a file if there is none. Whatever else stands at that path is left to
+/// who opens it.
+fn create_host(path: &Path) -> Result<(), OpenError> {
+    let refused = |error: &std::io::Error| OpenError::Create {
+        path: path.to_owned(),
+        errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)),
+    };
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => Err(OpenError::Create {
+            path: path.to_owned(),
+            errno: Errno::EISDIR,
+        }),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(refused(&error)),
+        Err(_) => {
+            let made = fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o644)
+                .open(path);
+            made.map(drop).map_err(|error| refused(&error))
+        }
     }
 }
 
@@ -524,7 +589,7 @@ fn kind_of(path: &Path, file: &fs::File) -> Result<Kind, OpenError> {
     }
 }
 
-fn open_with(options: &OpenOptions, flags: i32) -> Result<fs::File, OpenError> {
+fn open_flags(options: &OpenOptions, flags: i32) -> Result<fs::File, OpenError> {
     fs::OpenOptions::new()
         .read(true)
         .write(options.write)
@@ -535,7 +600,7 @@ fn open_with(options: &OpenOptions, flags: i32) -> Result<fs::File, OpenError> {
 
 /// True: O_DIRECT is in force.
 fn open_direct(options: &OpenOptions) -> Result<(fs::File, bool), OpenError> {
-    let refused = match open_with(options, libc::O_DIRECT) {
+    let refused = match open_flags(options, libc::O_DIRECT) {
         Ok(file) => return Ok((file, true)),
         Err(error) => error,
     };
@@ -549,7 +614,7 @@ fn open_direct(options: &OpenOptions) -> Result<(fs::File, bool), OpenError> {
     if !unsupported {
         return Err(refused);
     }
-    let file = open_with(options, 0)?;
+    let file = open_flags(options, 0)?;
     match options.cache {
         Cache::Direct => Err(OpenError::NoDirect(options.path.clone())),
         Cache::Auto | Cache::Buffered => Ok((file, false)),

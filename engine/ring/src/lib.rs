@@ -61,3 +61,15 @@ pub fn error_text(errno: Errno) -> String {
         None => text,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_have_the_texts_of_the_c_library() {
+        assert_eq!(error_text(Errno::EIO), "Input/output error");
+        assert_eq!(error_text(Errno::EOPNOTSUPP), "Operation not supported");
+        assert_eq!(error_text(Errno::EPERM), "Operation not permitted");
+    }
+}

@@ -451,23 +451,12 @@ impl Disk {
         let Some(mut state) = self.take() else {
             return Err(error_text(Errno::ENOMEDIUM));
         };
-        let is_raw = state.chain.top.driver != "qcow2";
-        let shrinks = state.attachment.port(&self.shard).size() > size;
-        let result = if is_raw && mode == request::Preallocation::Metadata {
-            Err("Unsupported preallocation mode: metadata".into())
-        } else if is_raw && shrinks && mode != request::Preallocation::Off {
-            Err("Cannot use preallocation for shrinking files".into())
-        } else if size > SIZE_MAX {
+        let result = if size > SIZE_MAX {
             Err(format!("offset({size}) exceeds maximum({SIZE_MAX})"))
         } else {
             let top = state.chain.top.node.clone();
             let resized = state.graph.resize(&self.shard, &top, size, mode).await;
-            resized.map_err(|error| match error {
-                GraphError::Resize { errno, .. } => {
-                    format!("Could not resize file: {}", error_text(errno))
-                }
-                error => error.to_string(),
-            })
+            resized.map_err(open::reason)
         };
         *self.state.borrow_mut() = Some(state);
         result?;
@@ -516,26 +505,33 @@ impl Disk {
         })
     }
 
-    /// Reads the state of a machine. No format here has room for one.
-    #[expect(clippy::unused_async, reason = "formats will")]
+    /// Reads the state of a machine.
     pub(crate) async fn load_vmstate(
         &self,
-        _offset: u64,
+        offset: u64,
         buf: Buf,
-        _window: Range<usize>,
+        window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
-        (Err(Errno::EOPNOTSUPP), buf)
+        self.port()
+            .load_vmstate(&self.shard, offset, buf, window)
+            .await
     }
 
-    /// Writes the state of a machine. No format here has room for one.
-    #[expect(clippy::unused_async, reason = "formats will")]
+    /// Writes the state of a machine.
     pub(crate) async fn save_vmstate(
         &self,
-        _offset: u64,
+        offset: u64,
         buf: Buf,
-        _window: Range<usize>,
+        window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
-        (Err(Errno::EOPNOTSUPP), buf)
+        let (mut result, buf) = self
+            .port()
+            .save_vmstate(&self.shard, offset, buf, window)
+            .await;
+        if result.is_ok() {
+            result = self.make_durable(false).await;
+        }
+        (result, buf)
     }
 
     fn blkdebug(&self) -> IoResult<std::sync::Arc<BlkDebug>> {
@@ -616,6 +612,13 @@ impl State {
         }
         if let Some(filter) = graph.blkdebug(&chain.top.node) {
             listen(&filter, out);
+        }
+        if plan.flags.snapshot {
+            let overlaid = open::overlay(shard, &mut graph, &mut chain, plan.flags.read_only).await;
+            if let Err(error) = overlaid {
+                let _ = open::close(shard, &mut graph, &chain.nodes).await;
+                return Err(error);
+            }
         }
         let mut entry = chain.top.node.clone();
         if plan.flags.copy_on_read {
@@ -833,9 +836,6 @@ impl Plan {
         if flags.copy_on_read && flags.read_only {
             return Err("Can't use copy-on-read on read-only device".into());
         }
-        if flags.snapshot {
-            return Err("temporary overlays (-s) are not supported yet".into());
-        }
         if flags.native_aio && flags.cache.cache != Cache::Direct {
             return Err(
                 "aio=native was specified, but it requires cache.direct=on, which was not \
@@ -850,7 +850,8 @@ impl Plan {
     fn settings(&self) -> Settings {
         let flags = self.flags;
         Settings {
-            read_only: flags.read_only,
+            // Only the overlay is written.
+            read_only: flags.read_only || flags.snapshot,
             force_share: flags.force_share,
             direct: flags.cache.cache == Cache::Direct,
             direct_given: true,

@@ -187,11 +187,4 @@ mod tests {
         );
         assert_eq!(dump(0, &[]), "");
     }
-
-    #[test]
-    fn errors_have_the_texts_of_the_c_library() {
-        assert_eq!(error_text(Errno::EIO), "Input/output error");
-        assert_eq!(error_text(Errno::EOPNOTSUPP), "Operation not supported");
-        assert_eq!(error_text(Errno::EPERM), "Operation not permitted");
-    }
 }

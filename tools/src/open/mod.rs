@@ -7,6 +7,7 @@
 
 mod describe;
 mod drivers;
+mod overlay;
 mod probe;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use ringback_ring::Shard;
 
 pub(crate) use describe::describe;
 pub(crate) use drivers::{limits, reason};
+pub(crate) use overlay::overlay;
 pub(crate) use probe::{HEAD_BYTES, format as probed_format};
 
 /// A node that has been opened.

@@ -19,6 +19,7 @@ use crate::event::Event;
 use crate::extent::Extent;
 use crate::filter::throttle::Throttle;
 use crate::request::{Limits, Preallocation, ZeroFlags};
+use crate::resize::ResizeError;
 use crate::span::Span;
 
 /// A format and the nodes it lives in: what a path ends with.
@@ -187,13 +188,52 @@ impl Image {
         shard: &Shard,
         size: u64,
         preallocation: Preallocation,
-    ) -> IoResult<()> {
+    ) -> Result<(), ResizeError> {
         match self {
             Self::Raw { raw, file } if raw.is_open_ended() => {
-                let size = size.checked_add(raw.offset()).ok_or(Errno::EFBIG)?;
+                let size = size
+                    .checked_add(raw.offset())
+                    .ok_or(ResizeError::File(Errno::EFBIG))?;
                 file.truncate(shard, size, preallocation).await
             }
-            Self::Raw { .. } | Self::Qcow2 { .. } => Err(Errno::EOPNOTSUPP),
+            Self::Raw { .. } => Err(ResizeError::Window),
+            Self::Qcow2 { image, backing } => {
+                image
+                    .truncate(shard, backing.as_ref(), size, preallocation)
+                    .await
+            }
+        }
+    }
+
+    /// Reads from a machine's state; see [`Path::load_vmstate`].
+    ///
+    /// [`Path::load_vmstate`]: crate::path::Path::load_vmstate
+    pub(crate) async fn load_vmstate(
+        &self,
+        shard: &Shard,
+        position: u64,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        match self {
+            Self::Raw { file, .. } => file.load_vmstate(shard, position, buf, window).await,
+            Self::Qcow2 { image, .. } => image.load_vmstate(shard, position, buf, window).await,
+        }
+    }
+
+    /// Writes into a machine's state; see [`Path::save_vmstate`].
+    ///
+    /// [`Path::save_vmstate`]: crate::path::Path::save_vmstate
+    pub(crate) async fn save_vmstate(
+        &self,
+        shard: &Shard,
+        position: u64,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        match self {
+            Self::Raw { file, .. } => file.save_vmstate(shard, position, buf, window).await,
+            Self::Qcow2 { image, .. } => image.save_vmstate(shard, position, buf, window).await,
         }
     }
 }

@@ -10,6 +10,8 @@ use crate::filter::copy_before_write::CbwError;
 use crate::filter::throttle::LimitsError;
 use crate::format::RawError;
 use crate::format::qcow2::Qcow2Error;
+use crate::format::qcow2::create::CreateError;
+use crate::resize::ResizeError;
 
 /// Why the graph refused.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -31,6 +33,9 @@ pub enum GraphError {
     /// The image could not be opened.
     #[error(transparent)]
     Qcow2(#[from] Qcow2Error),
+    /// There can be no such image, or it could not be made.
+    #[error(transparent)]
+    CreateQcow2(#[from] CreateError),
     /// The filter could not be made.
     #[error(transparent)]
     Filter(#[from] CbwError),
@@ -124,13 +129,8 @@ pub enum GraphError {
     #[error("Node '{0}' is not a copy-before-write filter: it has no snapshot")]
     NoSnapshot(String),
     /// The node could not be made longer or shorter.
-    #[error("Could not resize node '{node}': {}", error_text(*.errno))]
-    Resize {
-        /// Which node.
-        node: String,
-        /// What it answered.
-        errno: Errno,
-    },
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
     /// An image could not be written when it was closed.
     #[error("Could not write node '{node}' when it was closed: {}", error_text(*.errno))]
     Close {

@@ -7,6 +7,7 @@ use ringback_ring::Shard;
 
 use super::permissions::{ChildClaim, Role};
 use super::{Graph, GraphError, Kind, children};
+use crate::format::qcow2::create::CreateOptions;
 use crate::format::qcow2::header::{Header, OpenMode};
 use crate::format::qcow2::{self, Qcow2};
 
@@ -101,6 +102,53 @@ impl Graph {
             backing: spec.backing,
             data_file: spec.data_file,
         })
+    }
+
+    /// Makes a new, empty qcow2 image in a node, whose content is lost. Guest
+    /// data goes into the node `data_file` if the options name such a file.
+    ///
+    /// # Errors
+    ///
+    /// [`GraphError`] if somebody else uses these nodes, or they are read-only;
+    /// [`GraphError::CreateQcow2`] if there can be no such image.
+    pub async fn create_qcow2(
+        &mut self,
+        shard: &Shard,
+        file: &str,
+        data_file: Option<&str>,
+        options: &CreateOptions,
+    ) -> Result<(), GraphError> {
+        options.check()?;
+        let spec = Qcow2Spec {
+            file: file.into(),
+            backing: None,
+            data_file: data_file.map(str::to_owned),
+            options: qcow2::OpenOptions::new(true),
+            force_share: false,
+        };
+        self.opening = self.format_claims("new image", &spec)?;
+        let result = match self.check_permissions() {
+            Ok(()) => self.create_qcow2_in(shard, file, data_file, options).await,
+            Err(error) => Err(error),
+        };
+        self.opening.clear();
+        self.relock();
+        result
+    }
+
+    async fn create_qcow2_in(
+        &self,
+        shard: &Shard,
+        file: &str,
+        data_file: Option<&str>,
+        options: &CreateOptions,
+    ) -> Result<(), GraphError> {
+        let data_child = match data_file {
+            Some(data_file) => Some(self.child(data_file)?),
+            None => None,
+        };
+        let file = self.child(file)?;
+        Ok(qcow2::create::create(shard, &file, data_child.as_ref(), options).await?)
     }
 
     /// The header of the qcow2 image that a node holds.

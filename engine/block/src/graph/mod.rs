@@ -434,10 +434,7 @@ impl Graph {
             self.node_mut(member)?.bitmaps.resize(size)?;
         }
         self.resume(&concerned).await;
-        result.map_err(|errno| GraphError::Resize {
-            node: name.into(),
-            errno,
-        })
+        Ok(result?)
     }
 
     /// The file at the bottom of a node, if it is one.

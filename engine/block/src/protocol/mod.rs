@@ -4,6 +4,7 @@
 //! tries again where the kernel says so, and reads zeroes behind the end of a
 //! file. Alignment itself is the business of [`crate::storage`].
 
+mod create;
 mod file;
 mod null;
 
@@ -11,6 +12,7 @@ use std::ops::Range;
 
 use ringback_ring::{Buf, Errno, IoResult, Shard};
 
+pub use create::{CreateFileError, create_file};
 pub use file::FileProtocol;
 pub use null::NullProtocol;
 

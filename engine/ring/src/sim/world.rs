@@ -94,6 +94,12 @@ impl World {
         state.names.insert(name.into(), slot);
     }
 
+    pub(crate) fn create_if_missing(&self, name: &Path) {
+        if !self.exists(name) {
+            self.create(name, 0, FileOptions::default());
+        }
+    }
+
     /// Changes how a file behaves from now on.
     pub fn set_options(&self, name: impl AsRef<Path>, change: impl FnOnce(&mut FileOptions)) {
         let mut state = self.state();

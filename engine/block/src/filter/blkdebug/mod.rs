@@ -39,6 +39,7 @@ use crate::event::Event;
 use crate::extent::Extent;
 use crate::in_flight::{InFlight, Turn};
 use crate::request::{Limits, Preallocation, ZeroFlags};
+use crate::resize::ResizeError;
 use crate::span::Span;
 use crate::units::in_memory;
 use breakpoints::{Breakpoints, HoldId};
@@ -613,7 +614,7 @@ impl BlkDebug {
         image: &Child,
         size: u64,
         preallocation: Preallocation,
-    ) -> IoResult<()> {
+    ) -> Result<(), ResizeError> {
         self.dirty.store(true, Ordering::Release);
         image.truncate(shard, size, preallocation).await
     }

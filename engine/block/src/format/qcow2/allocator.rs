@@ -338,15 +338,21 @@ impl Allocator {
             let message = "Preventing invalid allocation of refcount block at offset 0".into();
             return Err(frame.corruption(shard, true, message, None).await);
         }
-        let (own, place) = Self::block_of(frame, cluster);
+        let (mut index, mut cluster) = (index, cluster);
+        let (mut own, mut place) = Self::block_of(frame, cluster);
+        // A block that lies in the range which it counts describes itself. One
+        // that lies elsewhere needs that range's block first, which goes right
+        // behind it.
+        while own != index && own < self.table.len() as u64 && self.block_offset(own) == 0 {
+            index = own;
+            cluster = self.find_free(shard, frame, 1).await?;
+            (own, place) = Self::block_of(frame, cluster);
+        }
         if own >= self.table.len() as u64 {
             self.cursor = self.cursor.min(cluster);
             return self.grow_table(shard, frame, own).await;
         }
-        // A block that lies in a range of its own describes itself; so the first
-        // block of a range always can.
-        let describes_itself = self.block_offset(own) == 0;
-        let index = if describes_itself { own } else { index };
+        let describes_itself = own == index;
         let geometry = &frame.geometry;
         let mut bytes = vec![0; in_memory(geometry.cluster_size)];
         if describes_itself {
@@ -619,6 +625,69 @@ impl Allocator {
         frame.file.event(shard, Event::ClusterFree).await;
         self.change(shard, frame, clusters_of(frame, span), false)
             .await
+    }
+
+    /// Gives back the blocks which count nothing but themselves. What they count
+    /// must be durable.
+    pub(crate) async fn drop_empty_blocks(&mut self, shard: &Shard, frame: &Frame) -> IoResult<()> {
+        let order = frame.geometry.refcount_order;
+        // The first one counts the header.
+        for index in 1..self.table.len() as u64 {
+            let offset = self.block_offset(index);
+            if offset == 0 {
+                continue;
+            }
+            let cluster = offset >> frame.geometry.cluster_bits;
+            let (own, place) = Self::block_of(frame, cluster);
+            let mut bytes = self.load(shard, frame, index).await?.bytes.clone();
+            if own == index && refcounts::get(&bytes, order, place) == 1 {
+                refcounts::set(&mut bytes, order, place, 0);
+            }
+            if bytes.iter().any(|&byte| byte != 0) {
+                continue;
+            }
+            frame.file.event(shard, Event::ReftableUpdate).await;
+            let entry_offset = self.table_span.offset + index * 8;
+            frame.write_bytes(shard, entry_offset, &[0; 8]).await?;
+            frame.file.flush(shard).await?;
+            self.table[in_memory(index)] = 0;
+            self.blocks.remove(&index);
+            let span = Span::new(offset, frame.geometry.cluster_size);
+            frame.reserved.remove(span);
+            if own == index {
+                self.cursor = self.cursor.min(cluster);
+            } else {
+                self.change_one(shard, frame, cluster, false).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of the last used cluster of a file that is `file_size` bytes
+    /// long.
+    pub(crate) async fn used_end(
+        &mut self,
+        shard: &Shard,
+        frame: &Frame,
+        file_size: u64,
+    ) -> IoResult<u64> {
+        let mut end = file_size.div_ceil(frame.geometry.cluster_size);
+        while end > 0 {
+            let (index, place) = Self::block_of(frame, end - 1);
+            if self.block_offset(index) == 0 {
+                end -= place as u64 + 1;
+            } else if self.refcount(shard, frame, end - 1).await? == 0 {
+                end -= 1;
+            } else {
+                break;
+            }
+        }
+        Ok(end << frame.geometry.cluster_bits)
+    }
+
+    /// The file ends here: behind it nothing is left.
+    pub(crate) fn file_was_cut(&mut self, end: u64) {
+        self.blank_from = self.blank_from.min(end);
     }
 
     pub(crate) fn is_dirty(&self) -> bool {

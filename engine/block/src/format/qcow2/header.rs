@@ -25,8 +25,10 @@ const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
 const SNAPSHOTS_MAX: u32 = 65_536;
 /// The least that an entry of the snapshot table takes.
 const SNAPSHOT_BYTES_MIN: u64 = 40;
-const L1_ENTRIES_MAX: u32 = (32 << 20) / 8;
-const BACKING_NAME_MAX: u64 = 1023;
+/// No L1 table is longer: 32 MiB.
+pub(crate) const L1_ENTRIES_MAX: u32 = (32 << 20) / 8;
+/// No name is longer, in bytes.
+pub(crate) const BACKING_NAME_MAX: u64 = 1023;
 
 /// Method of encryption: none.
 const CRYPT_NONE: u32 = 0;

@@ -5,7 +5,6 @@
 //! | module | noun |
 //! | --- | --- |
 //! | `header` | the first cluster of an image |
-//! | `layout` | what a new image consists of |
 //! | `geometry` | sizes that follow from it |
 //! | `entry` | the bits of a mapping |
 //! | `tables` | the mapping in memory |
@@ -13,6 +12,9 @@
 //! | `allocator`, `refcounts` | which host clusters are taken |
 //! | `read`, `write`, `zero` | what a guest asks for |
 //! | `codec` | compressed clusters |
+//! | `create` | a new image |
+//! | `resize`, `preallocate` | another size, and space for it |
+//! | `vmstate` | bytes behind the end of the disk |
 //! | `write_back` | metadata on its way into the file |
 //! | `epoch` | when a freed cluster is really unused |
 //! | `bitmaps`, `bitmap_directory`, `bitmap_table` | persistent bitmaps |
@@ -35,21 +37,24 @@ mod bitmap_table;
 mod bitmaps;
 pub mod check;
 mod codec;
+pub mod create;
 mod entry;
 mod epoch;
 mod frame;
 mod geometry;
 pub mod header;
 mod image;
-pub mod layout;
 mod lookup;
 mod open;
+mod preallocate;
 mod read;
 mod refcounts;
 mod reserved;
+mod resize;
 mod rewrite;
 mod snapshots;
 mod tables;
+mod vmstate;
 mod write;
 mod write_back;
 mod zero;

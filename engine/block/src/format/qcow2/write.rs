@@ -182,7 +182,7 @@ impl Qcow2 {
         }))
     }
 
-    async fn allocate_data(&self, shard: &Shard, clusters: Span) -> IoResult<Fresh> {
+    pub(super) async fn allocate_data(&self, shard: &Shard, clusters: Span) -> IoResult<Fresh> {
         if self.data_file.is_some() {
             // Every byte lies at its guest offset. What is there is unknown.
             return Ok(Fresh {
@@ -417,7 +417,7 @@ impl Qcow2 {
 
     /// With lazy refcounts, the first new reference makes the image dirty: its
     /// refcounts are not to be trusted until it is closed.
-    async fn set_dirty_if_lazy(&self, shard: &Shard) -> IoResult<()> {
+    pub(super) async fn set_dirty_if_lazy(&self, shard: &Shard) -> IoResult<()> {
         if !self.lazy_refcounts || self.frame.incompatible() & DIRTY != 0 {
             return Ok(());
         }
