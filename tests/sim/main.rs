@@ -7,6 +7,7 @@
 
 mod model;
 mod power;
+mod qcow2;
 mod scenario;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -81,6 +82,11 @@ fn a_thousand_seeds_keep_every_promise() {
 #[test]
 fn what_was_flushed_survives_a_thousand_power_cuts() {
     assert_holds(power::run);
+}
+
+#[test]
+fn images_survive_power_cuts() {
+    assert_holds(qcow2::run);
 }
 
 #[test]

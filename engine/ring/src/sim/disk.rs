@@ -97,6 +97,16 @@ impl Disk {
         }
     }
 
+    /// All of it, as if written long ago; blocks of zeroes are holes.
+    pub(super) fn fill(&mut self, bytes: Vec<u8>) {
+        self.allocated = bytes
+            .chunks(at(BLOCK))
+            .map(|block| block.iter().any(|&byte| byte != 0))
+            .collect();
+        self.durable.clone_from(&bytes);
+        self.live = bytes;
+    }
+
     pub(super) fn size(&self) -> u64 {
         self.live.len() as u64
     }

@@ -100,6 +100,15 @@ impl World {
         }
     }
 
+    /// Makes a file that holds these bytes, durably.
+    pub fn create_with(&self, name: impl Into<PathBuf>, bytes: Vec<u8>, options: FileOptions) {
+        let name = name.into();
+        self.create(name.clone(), 0, options);
+        let mut state = self.state();
+        let slot = state.slot(&name);
+        state.disks[slot].fill(bytes);
+    }
+
     /// Changes how a file behaves from now on.
     pub fn set_options(&self, name: impl AsRef<Path>, change: impl FnOnce(&mut FileOptions)) {
         let mut state = self.state();

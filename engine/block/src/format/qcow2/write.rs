@@ -262,7 +262,7 @@ impl Qcow2 {
         }
         let (result, buf) = match self.is_all_zero(shard, backing, [head, tail]).await {
             Ok(true) => {
-                let zeroed = self.zero_around(shard, plan).await;
+                let zeroed = self.zero_around(shard, plan, [head, tail]).await;
                 if zeroed.is_err() {
                     return (zeroed, buf);
                 }
@@ -298,14 +298,34 @@ impl Qcow2 {
         Ok(true)
     }
 
-    /// Makes the whole filled range read as zeroes before data goes into it.
-    async fn zero_around(&self, shard: &Shard, plan: &Plan) -> IoResult<()> {
+    /// Makes what is filled around the guest's bytes read as zeroes before these
+    /// go down.
+    ///
+    /// New clusters are zeroed as a whole. In one that is there already, bytes
+    /// between head and tail may be live: a reader, or a power cut, would find
+    /// zeroes there that nobody wrote.
+    async fn zero_around(&self, shard: &Shard, plan: &Plan, parts: [Span; 2]) -> IoResult<()> {
         self.frame.file.event(shard, Event::ClusterAllocSpace).await;
-        if plan.fresh.is_some_and(|fresh| fresh.is_blank) {
-            return Ok(());
+        let [head, tail] = match plan.fresh {
+            Some(fresh) if fresh.is_blank => return Ok(()),
+            Some(_) => [plan.filled, Span::default()],
+            None => {
+                let unit = self.frame.geometry.subcluster_size;
+                let [head, tail] = parts.map(|part| match part.is_empty() {
+                    true => part,
+                    false => part.widen(unit),
+                });
+                let is_one = head == tail;
+                [head, if is_one { Span::default() } else { tail }]
+            }
+        };
+        for part in [head, tail].into_iter().filter(|part| !part.is_empty()) {
+            let host = plan.place_span(part);
+            self.data()
+                .write_zeroes(shard, host, ZeroFlags::KEEP)
+                .await?;
         }
-        let host = plan.place_span(plan.filled);
-        self.data().write_zeroes(shard, host, ZeroFlags::KEEP).await
+        Ok(())
     }
 
     /// Small ranges: old and new bytes in one buffer, one write.
