@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use ringback_ring::{Buf, IoResult, Shard};
+use ringback_ring::{Buf, Errno, IoResult, Shard};
 
 use crate::event::Event;
 use crate::extent::{Content, Extent};
@@ -118,6 +118,23 @@ impl Child {
             Self::Storage(storage) => storage.write(shard, span, buf, window).await,
             Self::Path(path) => {
                 let write: Boxed<'_, _> = Box::pin(path.write_growing(shard, span, buf, window));
+                write.await
+            }
+        }
+    }
+
+    /// Writes clusters compressed; EOPNOTSUPP where the node cannot.
+    pub(crate) async fn write_compressed(
+        &self,
+        shard: &Shard,
+        span: Span,
+        bytes: &[u8],
+    ) -> IoResult<()> {
+        match self {
+            Self::Storage(_) => Err(Errno::EOPNOTSUPP),
+            Self::Path(path) => {
+                let write: Boxed<'_, _> =
+                    Box::pin(path.write_compressed(shard, span.offset, bytes));
                 write.await
             }
         }
