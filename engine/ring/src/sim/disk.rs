@@ -97,6 +97,13 @@ impl Disk {
         }
     }
 
+    /// Gives a new disk a content of its own length.
+    pub(super) fn fill(&mut self, content: &[u8]) {
+        self.live.copy_from_slice(content);
+        self.durable.copy_from_slice(content);
+        self.allocated.fill(true);
+    }
+
     pub(super) fn size(&self) -> u64 {
         self.live.len() as u64
     }

@@ -94,6 +94,15 @@ impl World {
         state.names.insert(name.into(), slot);
     }
 
+    /// Makes a file with this content, which survives a power cut.
+    pub fn put(&self, name: impl Into<PathBuf>, content: &[u8], options: FileOptions) {
+        let name = name.into();
+        self.create(name.clone(), content.len() as u64, options);
+        let mut state = self.state();
+        let slot = state.slot(&name);
+        state.disks[slot].fill(content);
+    }
+
     /// Changes how a file behaves from now on.
     pub fn set_options(&self, name: impl AsRef<Path>, change: impl FnOnce(&mut FileOptions)) {
         let mut state = self.state();
