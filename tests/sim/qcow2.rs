@@ -23,7 +23,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ringback_block::format::qcow2::OpenOptions;
-use ringback_block::graph::{Access, Graph, NodeSpec, UserId};
+use ringback_block::graph::{Access, Graph, NodeSpec, Qcow2Spec, UserId};
 use ringback_block::notice::{Notice, Notify};
 use ringback_block::port::{Attachment, Port};
 use ringback_block::request::ZeroFlags;
@@ -491,13 +491,13 @@ impl Session {
                 lock(&model).violate(format!("the image is called corrupt: {message}"));
             }
         });
-        let spec = NodeSpec::Qcow2 {
+        let spec = NodeSpec::Qcow2(Qcow2Spec {
             file: "file".into(),
             backing,
             data_file: None,
             options,
             force_share: false,
-        };
+        });
         graph.add(shard, "disk", spec).await.expect("an image");
         let access = Access {
             read: true,

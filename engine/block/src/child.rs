@@ -124,6 +124,23 @@ impl Child {
         }
     }
 
+    /// Writes clusters compressed; EOPNOTSUPP where the node cannot.
+    pub(crate) async fn write_compressed(
+        &self,
+        shard: &Shard,
+        span: Span,
+        bytes: &[u8],
+    ) -> IoResult<()> {
+        match self {
+            Self::Storage(_) => Err(Errno::EOPNOTSUPP),
+            Self::Path(path) => {
+                let write: Boxed<'_, _> =
+                    Box::pin(path.write_compressed(shard, span.offset, bytes));
+                write.await
+            }
+        }
+    }
+
     pub(crate) async fn write_zeroes(
         &self,
         shard: &Shard,

@@ -281,14 +281,12 @@ impl Path {
         };
         self.check(span)?;
         self.before_change(shard, span, Change::Write).await?;
-        if span.is_empty() {
-            return Ok(());
-        }
         let result = match &self.base {
             Base::Image(image) => image.write_compressed(shard, span, bytes).await,
-            Base::Storage(_) | Base::Snapshot(_) | Base::BlkDebug(..) | Base::CopyOnRead(..) => {
-                Err(Errno::EOPNOTSUPP)
+            Base::CopyOnRead(filter, file) => {
+                filter.write_compressed(shard, file, span, bytes).await
             }
+            Base::Storage(_) | Base::Snapshot(_) | Base::BlkDebug(..) => Err(Errno::EOPNOTSUPP),
         };
         self.after_change(shard, span);
         result

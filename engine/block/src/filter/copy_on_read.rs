@@ -171,6 +171,17 @@ impl CopyOnRead {
         file.write_zeroes(shard, span, flags).await
     }
 
+    pub(crate) async fn write_compressed(
+        &self,
+        shard: &Shard,
+        file: &Child,
+        span: Span,
+        bytes: &[u8],
+    ) -> IoResult<()> {
+        let _turn = self.in_flight.enter_shared(shard, span).await;
+        file.write_compressed(shard, span, bytes).await
+    }
+
     pub(crate) async fn discard(&self, shard: &Shard, file: &Child, span: Span) -> IoResult<()> {
         let _turn = self.in_flight.enter_shared(shard, span).await;
         file.discard(shard, span).await

@@ -570,14 +570,16 @@ impl Qcow2 {
         if !span.offset.is_multiple_of(cluster_size) || !ends_well {
             return Err(Errno::EINVAL);
         }
+        let mut result = Ok(());
         for piece in span.pieces(cluster_size) {
             let start = in_memory(piece.offset - span.offset);
             let mut cluster = vec![0; in_memory(cluster_size)];
             cluster[..in_memory(piece.len)]
                 .copy_from_slice(&bytes[start..start + in_memory(piece.len)]);
-            self.write_packed(shard, piece, cluster).await?;
+            // As in QEMU, one that is taken does not hold up the others.
+            result = result.and(self.write_packed(shard, piece, cluster).await);
         }
-        Ok(())
+        result
     }
 
     async fn write_packed(&self, shard: &Shard, guest: Span, cluster: Vec<u8>) -> IoResult<()> {

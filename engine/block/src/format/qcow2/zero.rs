@@ -51,12 +51,17 @@ impl Qcow2 {
         self.zero_part(shard, backing, tail, flags).await
     }
 
-    /// The whole units inside a span; the disk's end ends one.
+    /// The whole units inside a span; the disk's end ends one, and the last
+    /// cluster, if all of that lies in the span.
     fn whole_units(&self, span: Span, unit: u64) -> Span {
-        let end = if span.end() == self.size() {
-            span.end().next_multiple_of(unit)
+        if span.end() != self.size() {
+            return span.shrink(unit);
+        }
+        let last = Span::new(span.end().saturating_sub(1), 1).widen(self.cluster_size());
+        let end = if span.offset <= last.offset {
+            last.end()
         } else {
-            span.end()
+            span.end().next_multiple_of(unit)
         };
         Span::between(span.offset, end).shrink(unit)
     }
@@ -79,7 +84,7 @@ impl Qcow2 {
             !matches!(place, Place::Zero | Place::Unallocated)
         };
         // If the rest of the unit is zero, too, its entry can say so.
-        if !holds_data && self.frame.version >= 3 {
+        if !holds_data && (self.frame.version >= 3 || backing.is_none()) {
             let on_disk = unit.clip(&Span::new(0, self.size().max(part.end())));
             let _turn = self.claim(shard, unit).await;
             if self.is_zero_around(shard, backing, on_disk, part).await?
