@@ -159,7 +159,7 @@ impl Qcow2 {
                 let data = if self.frame.geometry.extended {
                     0
                 } else {
-                    u32::MAX & !old.zero
+                    !old.zero
                 };
                 Entry {
                     data,
