@@ -163,8 +163,8 @@ impl Checker<'_> {
             if extra_len > EXTRA_MAX && !self.repairs_all() {
                 self.unreadable(format!(
                     "failed to read the snapshot table: Too much extra metadata in snapshot \
-                     table entry {index}\nYou can force-remove this extra metadata by updating \
-                     the image with qemu-img check -r all"
+                     table entry {index}\nYou can force-remove this extra metadata with \
+                     qemu-img check -r all"
                 ));
                 return Err(Errno::EFBIG);
             }
