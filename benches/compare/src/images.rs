@@ -1,0 +1,113 @@
+//! The files that are read and written, and looking at them afterwards.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
+use tempfile::TempDir;
+
+use crate::command;
+use crate::pattern;
+
+/// Bytes that are written at a time.
+const PIECE: u64 = 1 << 20;
+
+/// A directory of images, gone when dropped.
+pub(crate) struct Images {
+    directory: TempDir,
+    pub(crate) cluster_size: u64,
+    /// The file system takes O_DIRECT.
+    pub(crate) direct: bool,
+}
+
+impl Images {
+    pub(crate) fn new(directory: &Path, cluster_size: u64) -> Result<Self, String> {
+        let directory = tempfile::Builder::new()
+            .prefix("ringback-compare.")
+            .tempdir_in(directory)
+            .map_err(|error| format!("{}: {error}", directory.display()))?;
+        let direct = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .custom_flags(OFlag::O_DIRECT.bits())
+            .open(directory.path().join("probe"))
+            .is_ok();
+        Ok(Self {
+            directory,
+            cluster_size,
+            direct,
+        })
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn cache(&self) -> &'static str {
+        if self.direct { "none" } else { "writeback" }
+    }
+
+    /// A raw file full of content of generation 0.
+    pub(crate) fn fill_raw(&self, name: &str, size: u64) -> Result<PathBuf, String> {
+        let path = self.path(name);
+        let filled = || -> std::io::Result<()> {
+            let mut file = fs::File::create(&path)?;
+            let mut piece = vec![0; usize::try_from(PIECE).unwrap_or(0)];
+            for offset in (0..size).step_by(piece.len()) {
+                pattern::fill(&mut piece, offset, 0);
+                let len = piece
+                    .len()
+                    .min(usize::try_from(size - offset).unwrap_or(usize::MAX));
+                file.write_all(&piece[..len])?;
+            }
+            file.sync_all()?;
+            if self.direct {
+                // Pages that are cached get in the way of direct reads.
+                posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+            }
+            Ok(())
+        };
+        filled().map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(path)
+    }
+
+    /// A qcow2 image with every cluster of a raw file in it, in order, made by
+    /// qemu-img.
+    pub(crate) fn convert(&self, raw: &Path, name: &str) -> Result<PathBuf, String> {
+        let path = self.path(name);
+        let cache = self.cache();
+        let mut command = Command::new("qemu-img");
+        command.args(["convert", "-f", "raw", "-O", "qcow2", "-S", "0"]);
+        command.args(["-T", cache, "-t", cache]);
+        command.args(["-o", &format!("cluster_size={}", self.cluster_size)]);
+        command::run(command.args([raw, &path]))?;
+        Ok(path)
+    }
+
+    /// An empty disk; what was there is gone.
+    pub(crate) fn create(&self, format: &str, name: &str, size: u64) -> Result<(), String> {
+        let path = self.path(name);
+        // A new file, not the old one with new content: its blocks are not there.
+        let _ = fs::remove_file(&path);
+        let mut command = Command::new("qemu-img");
+        command.args(["create", "-q", "-f", format]);
+        if format == "qcow2" {
+            command.args(["-o", &format!("cluster_size={}", self.cluster_size)]);
+        }
+        command::run(command.arg(&path).arg(size.to_string())).map(drop)
+    }
+}
+
+/// Whether qemu-img finds nothing wrong with an image.
+pub(crate) fn check(path: &Path) -> Result<(), String> {
+    command::run(
+        Command::new("qemu-img")
+            .args(["check", "-q", "-f", "qcow2"])
+            .arg(path),
+    )
+    .map(drop)
+}
