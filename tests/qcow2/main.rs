@@ -2,4 +2,5 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "test images are small")]
 
+mod beside;
 mod random;
