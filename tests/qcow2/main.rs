@@ -2,6 +2,7 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "test images are small")]
 
+mod beside;
 mod bitmap_crash;
 mod bitmap_damage;
 mod bitmaps;

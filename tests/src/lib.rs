@@ -9,11 +9,13 @@
 //! | `needs` | skip on a user's machine, fail in CI |
 //! | `scratch` | directories that go away, also on panic |
 //! | `device` | loop devices and mounts that go away, also on panic |
+//! | `hostile` | what must hold for any bytes at all |
 //! | `image` | raw images: making, changing, comparing |
 //! | `report` | the report of `ringback bench --json` |
 
 pub mod binary;
 pub mod device;
+pub mod hostile;
 pub mod image;
 pub mod needs;
 pub mod process;

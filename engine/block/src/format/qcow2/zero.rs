@@ -51,14 +51,14 @@ impl Qcow2 {
         self.zero_part(shard, backing, tail, flags).await
     }
 
-    /// The whole units inside a span; the disk's end ends one, and the last
-    /// cluster, if all of that lies in the span.
+    /// The whole units inside a span; the disk's end ends one. It ends the last
+    /// cluster, too, but, as in QEMU, not if it cuts a unit.
     fn whole_units(&self, span: Span, unit: u64) -> Span {
         if span.end() != self.size() {
             return span.shrink(unit);
         }
         let last = Span::new(span.end().saturating_sub(1), 1).widen(self.cluster_size());
-        let end = if span.offset <= last.offset {
+        let end = if span.offset <= last.offset && span.end().is_multiple_of(unit) {
             last.end()
         } else {
             span.end().next_multiple_of(unit)
