@@ -480,7 +480,7 @@ impl Qcow2 {
             .allocate(shard, &self.frame, 1, "L2 table")
             .await?;
         let new = Span::new(fresh.host, geometry.cluster_size);
-        let made = self.write_new_table(shard, offset_of(old), new, fresh.is_blank);
+        let made = self.write_new_table(shard, offset_of(old), new);
         if let Err(errno) = made.await {
             let _ = allocator.free_unused(shard, &self.frame, new).await;
             return Err(errno);
@@ -496,19 +496,12 @@ impl Qcow2 {
     }
 
     /// A new L2 table: empty, or the copy of one that a snapshot shares.
-    async fn write_new_table(
-        &self,
-        shard: &Shard,
-        old: u64,
-        new: Span,
-        is_blank: bool,
-    ) -> IoResult<()> {
+    async fn write_new_table(&self, shard: &Shard, old: u64, new: Span) -> IoResult<()> {
         let frame = &self.frame;
         if old == 0 {
             frame.file.event(shard, Event::L2AllocWrite).await;
-            if is_blank {
-                return Ok(());
-            }
+            // Also where the file holds nothing yet: perhaps no entry is ever
+            // set, and a table must not lie behind the end of the file.
             return frame.file.write_zeroes(shard, new, ZeroFlags::KEEP).await;
         }
         if frame.geometry.in_cluster(old) != 0 {
