@@ -543,16 +543,16 @@ fn the_state_of_a_machine_lies_where_qemu_looks_for_it() {
     shape.make(scratch.path());
     let saved = async |shard: &Shard, _: &mut Graph, disk: &Attachment| {
         let port = disk.port(shard);
-        for (position, value) in [(0, 1), (1 << 20, 2), (300, 3)] {
-            let mut buf = shard.buffer(1000).await;
-            buf[..1000].fill(value);
-            let saved = port.save_vmstate(shard, position, buf, 0..1000).await;
+        for (position, value) in [(0, 1), (1 << 20, 2), (512, 3)] {
+            let mut buf = shard.buffer(1024).await;
+            buf[..1024].fill(value);
+            let saved = port.save_vmstate(shard, position, buf, 0..1024).await;
             saved.0.expect("saved");
         }
         let buf = shard.buffer(4096).await;
         let (loaded, buf) = port.load_vmstate(shard, 0, buf, 0..4096).await;
         loaded.expect("loaded");
-        let found: Vec<u8> = [0, 299, 300, 1299, 1300].map(|at| buf[at]).to_vec();
+        let found: Vec<u8> = [0, 511, 512, 1535, 1536].map(|at| buf[at]).to_vec();
         let far = port.load_vmstate(shard, 1 << 50, buf, 0..4096).await;
         far.0.expect("zeroes");
         assert!(far.1[..4096].iter().all(|&byte| byte == 0));
@@ -568,21 +568,21 @@ fn the_state_of_a_machine_lies_where_qemu_looks_for_it() {
         tool(scratch.path(), &words).succeeded().stdout
     };
     for command in [
-        "read -b -P 1 0 300",
-        "read -b -P 3 300 1000",
-        "read -b -P 2 1M 1000",
-        "read -b -P 0 1024000 1000",
+        "read -b -P 1 0 512",
+        "read -b -P 3 512 1024",
+        "read -b -P 2 1M 1024",
+        "read -b -P 0 1024000 1024",
         "read -P 0 0 100k",
     ] {
         let said = io(command);
         assert!(!said.contains("failed"), "{command}: {said}");
     }
     verify(scratch.path(), &vec![0; 100 << 10]).expect("a clean image");
-    io("write -b -P 9 5000 2000");
+    io("write -b -P 9 5120 2048");
     let loaded = async |shard: &Shard, graph: &mut Graph, disk: &Attachment| {
         let port = disk.port(shard);
         let buf = shard.buffer(2000).await;
-        let (loaded, buf) = port.load_vmstate(shard, 5000, buf, 0..2000).await;
+        let (loaded, buf) = port.load_vmstate(shard, 5130, buf, 0..2000).await;
         loaded.expect("loaded");
         let found = buf[..2000].iter().all(|&byte| byte == 9);
         // The disk grows over it.

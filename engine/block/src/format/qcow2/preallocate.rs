@@ -97,7 +97,10 @@ impl Qcow2 {
             let kept = run.clip(&Span::new(0, old_end));
             self.zero_host(shard, kept).await
         } else {
-            let end = self.unit_end(run.end().min(added.end()));
+            let end = match mode {
+                Preallocation::Falloc | Preallocation::Full => run.end(),
+                _ => self.unit_end(run.end().min(added.end())),
+            };
             let wanted = Span::new(host.offset, end - run.offset);
             self.reserve_host(shard, wanted, fresh.is_blank, mode).await
         };

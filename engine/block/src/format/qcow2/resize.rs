@@ -158,13 +158,12 @@ impl Qcow2 {
         let Some(backing) = backing else {
             return Ok(());
         };
-        let shows = behind.clip(&Span::new(0, backing.size()));
-        // Whole clusters can be zero by their entries.
-        let end = shows.end().next_multiple_of(self.cluster_size());
-        let shows = Span::between(shows.offset, end.min(added.end()).max(shows.offset));
-        if shows.is_empty() {
+        if backing.size() <= behind.offset {
             return Ok(());
         }
+        // Whole clusters can be zero by their entries.
+        let end = backing.size().next_multiple_of(self.cluster_size());
+        let shows = Span::between(behind.offset, end.min(added.end()));
         self.write_zeroes(shard, Some(backing), shows, ZeroFlags::KEEP)
             .await
     }

@@ -540,7 +540,8 @@ impl Qcow2 {
         let frame = &self.frame;
         if old == 0 {
             frame.file.event(shard, Event::L2AllocWrite).await;
-            // Also where the file is blank: a table must not lie behind its end.
+            // Also where the file holds nothing yet: perhaps no entry is ever
+            // set, and a table must not lie behind the end of the file.
             return frame.file.write_zeroes(shard, new, ZeroFlags::KEEP).await;
         }
         if frame.geometry.in_cluster(old) != 0 {
