@@ -154,3 +154,53 @@ fn a_claim_leaked_on_cancel_is_found() {
 fn unaligned_writes_that_do_not_wait_are_found() {
     assert_found(Fault::UnalignedNotSerialised);
 }
+
+#[test]
+fn qcow2_an_entry_before_its_data_is_found() {
+    assert_found_in(qcow2::run, Fault::EntryBeforeData);
+}
+
+#[test]
+fn qcow2_a_count_after_its_entry_is_found() {
+    assert_found_in(qcow2::run, Fault::CountAfterEntry);
+}
+
+#[test]
+fn qcow2_a_pointer_before_its_table_is_found() {
+    assert_found_in(qcow2::run, Fault::PointerBeforeTable);
+}
+
+#[test]
+fn qcow2_a_cluster_that_is_free_at_once_is_found() {
+    assert_found_in(qcow2::run, Fault::FreedAtOnce);
+}
+
+#[test]
+fn qcow2_a_cluster_freed_under_a_request_is_found() {
+    assert_found_in(qcow2::run, Fault::EpochsIgnored);
+}
+
+#[test]
+fn qcow2_a_mapping_that_two_change_is_found() {
+    assert_found_in(qcow2::run, Fault::MappingNotClaimed);
+}
+
+#[test]
+fn qcow2_a_cluster_forgotten_when_it_is_free_is_found() {
+    assert_found_in(qcow2::run, Fault::ForgottenWhenFree);
+}
+
+#[test]
+fn qcow2_a_slice_that_loses_its_changes_is_found() {
+    assert_found_in(qcow2::run, Fault::DirtySliceEvicted);
+}
+
+#[test]
+fn qcow2_zeroes_over_live_bytes_are_found() {
+    assert_found_in(qcow2::run, Fault::LiveBytesZeroed);
+}
+
+#[test]
+fn qcow2_a_stream_packed_into_a_forgotten_cluster_is_found() {
+    assert_found_in(qcow2::run, Fault::PackedIntoForgotten);
+}

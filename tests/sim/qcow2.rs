@@ -58,6 +58,8 @@ struct Plan {
     stripes: Vec<(Cells, usize)>,
     backing: Option<Vec<u8>>,
     discard_other: bool,
+    /// Guests mostly make and discard compressed clusters.
+    packing: bool,
 }
 
 /// How a session ends.
@@ -92,7 +94,8 @@ impl Faults {
             faults.sync_error_rate = random.below(100_000) as u32;
         }
         if random.below(6) == 0 {
-            faults.space_left = Some(random.below(40) * 4096);
+            let blocks = [2, 40][random.index(2)];
+            faults.space_left = Some(random.below(blocks) * 4096);
         }
         faults
     }
@@ -123,6 +126,7 @@ fn plan(random: &mut Random) -> Plan {
         stripes,
         backing,
         discard_other: random.below(2) == 0,
+        packing: cluster.is_multiple_of(grain) && random.below(4) == 0,
     }
 }
 
@@ -133,7 +137,7 @@ fn islands(shape: &Shape, grain: u64, random: &mut Random) -> Vec<Span> {
         _ => 4,
     };
     let zones = 1 + random.below(4);
-    let zone = shape.size / zones;
+    let zone = shape.size / zones & !(shape.cluster() - 1);
     (0..zones)
         .filter_map(|index| {
             let room = zone.min((1 + random.below(longest)) * shape.cluster()) / grain * grain;
@@ -201,6 +205,7 @@ pub(crate) fn run(seed: u64) -> Result<(), String> {
         no_fallocate: random.below(5) == 0,
         short_rate: 10_000,
         again_rate: 10_000,
+        slow_rate: [0, 10_000, 60_000][random.index(3)],
         ..FileOptions::default()
     };
     if let Some(bytes) = &plan.backing {
@@ -557,6 +562,10 @@ impl Guest {
                 2 => self.flush(shard, port).await,
                 _ if mine.is_empty() => shard.sleep_ns(10_000).await,
                 kind => {
+                    let kind = match self.plan.packing {
+                        true => [4, 5, 5, kind][self.random.index(4)],
+                        false => kind,
+                    };
                     let stripe = mine[self.random.index(mine.len())];
                     let cells = self.choose(stripe);
                     self.change(shard, port, cells, kind).await;
@@ -571,6 +580,7 @@ impl Guest {
     /// The whole stripe, its whole clusters, or any part.
     fn choose(&mut self, stripe: Cells) -> Cells {
         match self.random.below(4) {
+            _ if self.plan.packing => stripe,
             0 => stripe,
             1 => self.whole_clusters(stripe).unwrap_or(stripe),
             _ => {

@@ -26,6 +26,26 @@ pub enum Fault {
     UnalignedNotSerialised,
     /// A flush answers without having flushed.
     FlushForgotten,
+    /// qcow2: an L2 entry is written before its data is durable.
+    EntryBeforeData,
+    /// qcow2: refcounts are written after the entries that they count.
+    CountAfterEntry,
+    /// qcow2: an L1 entry is written before its L2 table is durable.
+    PointerBeforeTable,
+    /// qcow2: a cluster that lost its reference is free at once.
+    FreedAtOnce,
+    /// qcow2: a cluster is free although requests of its time are in flight.
+    EpochsIgnored,
+    /// qcow2: nobody is alone in changing a mapping.
+    MappingNotClaimed,
+    /// qcow2: the file forgets a freed cluster after it was counted down.
+    ForgottenWhenFree,
+    /// qcow2: a slice with changes is thrown out of the cache.
+    DirtySliceEvicted,
+    /// qcow2: zeroes go where an own cluster holds data already.
+    LiveBytesZeroed,
+    /// qcow2: compressed clusters go on in a cluster that the file forgets.
+    PackedIntoForgotten,
 }
 
 #[cfg(debug_assertions)]

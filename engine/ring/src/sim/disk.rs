@@ -21,6 +21,8 @@ pub struct FileOptions {
     pub request_alignment: u32,
     /// Shortest and longest time that an operation takes, in nanoseconds.
     pub latency_ns: (u64, u64),
+    /// Operations that take up to twenty times as long.
+    pub slow_rate: u32,
     /// Reads that fail with EIO.
     pub read_error_rate: u32,
     /// Writes that fail with EIO.
@@ -43,6 +45,7 @@ impl Default for FileOptions {
             kind: Kind::Regular,
             request_alignment: 512,
             latency_ns: (20_000, 200_000),
+            slow_rate: 0,
             read_error_rate: 0,
             write_error_rate: 0,
             sync_error_rate: 0,

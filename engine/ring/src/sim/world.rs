@@ -20,6 +20,8 @@ use crate::{Errno, IoResult};
 
 /// A transfer is torn into at most this many pieces.
 const PIECES_MAX: u64 = 4;
+/// How much longer a slow operation may take.
+const SLOWNESS: u64 = 20;
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
@@ -212,6 +214,10 @@ impl State {
     fn submit(&mut self, shard: usize, key: u32, operation: &Operation, data: Option<Vec<u8>>) {
         let disk = &self.disks[operation.file.slot as usize];
         let (low, high) = disk.options.latency_ns;
+        let slow_rate = disk.options.slow_rate;
+        // Without a rate nothing is drawn.
+        let is_slow = slow_rate > 0 && self.random.per_million(slow_rate);
+        let high = if is_slow { high * SLOWNESS } else { high };
         let end_ns = self.now_ns + self.random.between(low, high + 1);
         let (failure, len) = self.fate(operation);
         let data = data.unwrap_or_else(|| match operation.verb {

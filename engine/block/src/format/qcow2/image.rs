@@ -17,6 +17,7 @@ use super::write_back::{Rounds, WriteBack};
 use crate::child::Child;
 use crate::exclusive::Exclusive;
 use crate::in_flight::{InFlight, Turn};
+use crate::planted::{self, Fault};
 use crate::span::Span;
 
 const NS_PER_SECOND: u64 = 1_000_000_000;
@@ -184,7 +185,11 @@ impl Qcow2 {
 
     /// The right to change the mapping of these clusters, alone.
     pub(super) async fn claim(&self, shard: &Shard, span: Span) -> Turn<'_> {
-        let clusters = span.widen(self.cluster_size());
+        let clusters = if planted::is(Fault::MappingNotClaimed) {
+            Span::default()
+        } else {
+            span.widen(self.cluster_size())
+        };
         self.changes.enter_exclusive(shard, clusters).await
     }
 

@@ -33,6 +33,7 @@ use arc_swap::ArcSwapOption;
 use ringback_ring::WaitQueue;
 
 use super::geometry::Geometry;
+use crate::planted::{self, Fault};
 use crate::units::in_memory;
 
 /// Slots of one leaf, of one node above, and of the root: 2^31 slices, which
@@ -318,6 +319,7 @@ impl Tables {
             let slice = &state.resident[state.hand];
             let is_bound =
                 state.dirty.contains(&slice.index) || state.writing.contains(&slice.index);
+            let is_bound = is_bound && !planted::is(Fault::DirtySliceEvicted);
             if is_bound || slice.used.swap(false, Ordering::Relaxed) {
                 state.hand += 1;
             } else {

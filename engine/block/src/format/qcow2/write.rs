@@ -19,6 +19,7 @@ use super::lookup::{Purpose, Room};
 use super::reserved::Structure;
 use crate::child::Child;
 use crate::event::Event;
+use crate::planted::{self, Fault};
 use crate::request::ZeroFlags;
 use crate::span::Span;
 use crate::units::in_memory;
@@ -309,6 +310,7 @@ impl Qcow2 {
         let [head, tail] = match plan.fresh {
             Some(fresh) if fresh.is_blank => return Ok(()),
             Some(_) => [plan.filled, Span::default()],
+            None if planted::is(Fault::LiveBytesZeroed) => [plan.filled, Span::default()],
             None => {
                 let unit = self.frame.geometry.subcluster_size;
                 let [head, tail] = parts.map(|part| match part.is_empty() {
@@ -419,7 +421,7 @@ impl Qcow2 {
         self.change_entries(shard, plan.clusters.offset, &new)
             .await?;
         if plan.fresh.is_some() {
-            self.release_old(&plan.old, false).await;
+            self.release_old(shard, &plan.old, false).await;
         }
         Ok(())
     }
@@ -471,12 +473,19 @@ impl Qcow2 {
     }
 
     /// The old references of changed entries are gone.
-    pub(super) async fn release_old(&self, old: &[Entry], punch: bool) {
+    pub(super) async fn release_old(&self, shard: &Shard, old: &[Entry], punch: bool) {
         if self.data_file.is_some() || !old.iter().any(Entry::holds_anything) {
             return;
         }
         let cluster_size = self.cluster_size();
         let mut allocator = self.allocator.lock().await;
+        if planted::is(Fault::FreedAtOnce) {
+            for host in old.iter().filter_map(|entry| entry.host) {
+                let cluster = Span::new(host, cluster_size);
+                let _ = allocator.free_unused(shard, &self.frame, cluster).await;
+            }
+            return;
+        }
         for entry in old {
             match (entry.stream, entry.host) {
                 (Some(stream), _) => {
@@ -536,12 +545,13 @@ impl Qcow2 {
     }
 
     /// A new L2 table: empty, or the copy of one that a snapshot shares.
+    ///
+    /// An empty one is written also where the file reads as zeroes: it may stay
+    /// empty, and a table behind the end of the file counts as a corruption.
     async fn write_new_table(&self, shard: &Shard, old: u64, new: Span) -> IoResult<()> {
         let frame = &self.frame;
         if old == 0 {
             frame.file.event(shard, Event::L2AllocWrite).await;
-            // Also where the file holds nothing yet: perhaps no entry is ever
-            // set, and a table must not lie behind the end of the file.
             return frame.file.write_zeroes(shard, new, ZeroFlags::KEEP).await;
         }
         if frame.geometry.in_cluster(old) != 0 {

@@ -25,6 +25,7 @@ use super::image::Qcow2;
 use super::tables::{DirtyL1Entry, DirtySlice};
 use crate::event::Event;
 use crate::notice::Notice;
+use crate::planted::{self, Fault};
 
 /// Neighbouring slices are written as one, up to this many bytes.
 const MERGE_MAX: usize = 1 << 20;
@@ -78,7 +79,8 @@ impl Qcow2 {
             let mut allocator = self.allocator.lock().await;
             let released = allocator.released_count();
             let (l1, slices) = self.tables.take_dirty();
-            if !is_lazy && let Err(errno) = allocator.write_dirty(shard, &self.frame).await {
+            let is_late = planted::is(Fault::CountAfterEntry);
+            if !is_lazy && !is_late && let Err(errno) = allocator.write_dirty(shard, &self.frame).await {
                 self.tables.written(&l1, false);
                 return Err(errno);
             }
@@ -87,6 +89,11 @@ impl Qcow2 {
         let result = self.write_tables(shard, &l1, &slices).await;
         self.tables.written(&l1, result.is_ok());
         result?;
+        if planted::is(Fault::CountAfterEntry) {
+            let mut allocator = self.allocator.lock().await;
+            allocator.write_dirty(shard, &self.frame).await?;
+            self.frame.file.flush(shard).await?;
+        }
         self.allocator
             .lock()
             .await
@@ -97,12 +104,17 @@ impl Qcow2 {
     /// Lets go of the clusters that nobody can use any more. The file forgets
     /// them first: once they are counted down, somebody else may have them.
     async fn settle(&self, shard: &Shard) -> IoResult<()> {
-        let (ended, forgettable) = {
+        let (mut ended, forgettable) = {
             let mut allocator = self.allocator.lock().await;
             let ended = allocator.take_ended(&self.epochs);
             let forgettable = allocator.forgettable(shard, &self.frame, &ended).await?;
             (ended, forgettable)
         };
+        if planted::is(Fault::ForgottenWhenFree) {
+            let mut allocator = self.allocator.lock().await;
+            allocator.count_down(shard, &self.frame, &ended).await?;
+            ended.clear();
+        }
         for span in forgettable {
             // A hint; the cluster becomes free either way.
             let _ = self.frame.file.discard(shard, span).await;
@@ -117,8 +129,13 @@ impl Qcow2 {
         l1: &[DirtyL1Entry],
         slices: &[DirtySlice],
     ) -> IoResult<()> {
-        self.flush_data(shard).await?;
-        if l1.is_empty() && slices.is_empty() {
+        if planted::is(Fault::PointerBeforeTable) {
+            self.write_l1(shard, l1).await?;
+        }
+        if !planted::is(Fault::EntryBeforeData) {
+            self.flush_data(shard).await?;
+        }
+        if l1.is_empty() && slices.is_empty() && !planted::is(Fault::EntryBeforeData) {
             return Ok(());
         }
         self.write_slices(shard, slices).await?;

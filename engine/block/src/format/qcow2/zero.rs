@@ -272,7 +272,8 @@ impl Qcow2 {
             .filter(|(old, new)| old.holds_anything() && !new.holds_anything())
             .map(|(&old, _)| old)
             .collect();
-        self.release_old(&released, self.discard.pass_request).await;
+        self.release_old(shard, &released, self.discard.pass_request)
+            .await;
         Ok(())
     }
 
