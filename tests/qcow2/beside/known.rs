@@ -110,4 +110,5 @@ fn nothing_at_all_is_not_compressed_either_into_a_data_file() {
         &[],
         &["write -c 0 0", "write -c 0 64k", "write -P 1 0 64k"],
     );
+    agree("cluster_size=64k", "100k", &[], &["write -c 100k 0"]);
 }
