@@ -118,7 +118,7 @@ where
         latency_ns: (1, 2),
         ..FileOptions::default()
     };
-    sim.world().put(NAME, &content, options);
+    sim.world().create_with(NAME, content, options);
     let answer = sim.shards().spawn_on(0, task);
     sim.run(&answer).expect("it ends");
 }

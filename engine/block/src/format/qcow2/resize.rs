@@ -262,7 +262,7 @@ impl Qcow2 {
         self.make_table(shard, span.offset).await?;
         let new = vec![Entry::EMPTY; old.len()];
         self.change_entries(shard, span.offset, &new).await?;
-        self.release_old(&old, true).await;
+        self.release_old(shard, &old, true).await;
         Ok(true)
     }
 
@@ -294,7 +294,7 @@ impl Qcow2 {
         self.frame.reserved.remove(table);
         allocator.release(table, true, true);
         drop(allocator);
-        self.release_old(&old, true).await;
+        self.release_old(shard, &old, true).await;
         Ok(())
     }
 

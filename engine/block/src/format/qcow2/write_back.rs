@@ -80,7 +80,10 @@ impl Qcow2 {
             let released = allocator.released_count();
             let (l1, slices) = self.tables.take_dirty();
             let is_late = planted::is(Fault::CountAfterEntry);
-            if !is_lazy && !is_late && let Err(errno) = allocator.write_dirty(shard, &self.frame).await {
+            if !is_lazy
+                && !is_late
+                && let Err(errno) = allocator.write_dirty(shard, &self.frame).await
+            {
                 self.tables.written(&l1, false);
                 return Err(errno);
             }
