@@ -237,7 +237,7 @@ impl Disk {
     ///
     /// The reason; the image is as it was then, if it can be opened again.
     pub(crate) async fn reopen(&self, changes: Changes) -> Result<(), String> {
-        let new = self.state(|state| state.changed(changes))?;
+        let new = self.state(|state| state.changed(&changes))?;
         if self.is_writable() {
             self.flush().await.map_err(error_text)?;
         }
@@ -673,7 +673,7 @@ impl State {
     }
 
     /// The same image opened in another way.
-    fn changed(&self, changes: Changes) -> Result<Plan, String> {
+    fn changed(&self, changes: &Changes) -> Result<Plan, String> {
         let mut plan = self.plan.clone();
         for (key, value) in changes.options.iter() {
             let given = plan.options.get(key).and_then(Value::as_str);
