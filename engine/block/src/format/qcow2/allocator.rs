@@ -240,14 +240,17 @@ impl Allocator {
         block.mark(refcounts::bytes_of(order, place));
         if count == 0 {
             self.cursor = self.cursor.min(cluster);
-            let packed = self
-                .packed_end
-                .map(|end| end >> frame.geometry.cluster_bits);
-            if packed == Some(cluster) {
-                self.packed_end = None;
-            }
+            self.end_packing_in(frame, cluster);
         }
         Ok(())
+    }
+
+    /// The next compressed cluster does not go on in this host cluster.
+    fn end_packing_in(&mut self, frame: &Frame, cluster: u64) {
+        let bits = frame.geometry.cluster_bits;
+        if self.packed_end.is_some_and(|end| end >> bits == cluster) {
+            self.packed_end = None;
+        }
     }
 
     /// The first run of free clusters behind the cursor, which moves behind it.
@@ -570,7 +573,7 @@ impl Allocator {
     }
 
     /// Takes what nobody can use any more off the list. Must be followed by
-    /// [`Allocator::count_down`], before which the file may forget it: until
+    /// [`Allocator::count_down`] or [`Allocator::put_back`], before which the file may forget it: until
     /// then nobody else is given these clusters.
     pub(crate) fn take_ended(&mut self, epochs: &Epochs) -> Vec<Freed> {
         let is_over = |stamp| planted::is(Fault::EpochsIgnored) || epochs.has_ended(stamp);
@@ -583,7 +586,7 @@ impl Allocator {
     }
 
     /// The host clusters of what was freed that the file may forget: those
-    /// without another reference.
+    /// without another reference. None of them gets one from here on.
     pub(crate) async fn forgettable(
         &mut self,
         shard: &Shard,
@@ -594,6 +597,9 @@ impl Allocator {
         for freed in ended.iter().filter(|freed| freed.punch) {
             for cluster in clusters_of(frame, freed.span) {
                 if self.refcount(shard, frame, cluster).await? == 1 {
+                    if !planted::is(Fault::PackedIntoForgotten) {
+                        self.end_packing_in(frame, cluster);
+                    }
                     let start = cluster << frame.geometry.cluster_bits;
                     forgettable.push(Span::new(start, frame.geometry.cluster_size));
                 }
@@ -602,19 +608,32 @@ impl Allocator {
         Ok(forgettable)
     }
 
-    /// Counts down what was taken off the list.
+    /// Counts down what was taken off the list. With an error, what is left of
+    /// `ended` could not be counted down.
     pub(crate) async fn count_down(
         &mut self,
         shard: &Shard,
         frame: &Frame,
-        ended: &[Freed],
+        ended: &mut Vec<Freed>,
     ) -> IoResult<()> {
-        for freed in ended {
+        while let Some(freed) = ended.last() {
             frame.file.event(shard, Event::ClusterFree).await;
-            self.change(shard, frame, clusters_of(frame, freed.span), false)
-                .await?;
+            let clusters = clusters_of(frame, freed.span);
+            let result = self.change(shard, frame, clusters, false).await;
+            // EINVAL: the count contradicts its references. Trying again would
+            // not help.
+            if matches!(result, Ok(()) | Err(Errno::EINVAL)) {
+                ended.pop();
+            }
+            result?;
         }
         Ok(())
+    }
+
+    /// Puts what was taken off the list where it was.
+    pub(crate) fn put_back(&mut self, ended: &mut Vec<Freed>) {
+        ended.append(&mut self.freed);
+        std::mem::swap(ended, &mut self.freed);
     }
 
     /// Frees clusters that nothing in the file ever referred to.

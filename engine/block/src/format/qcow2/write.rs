@@ -418,15 +418,18 @@ impl Qcow2 {
                 entry
             })
             .collect();
-        self.change_entries(shard, plan.clusters.offset, &new)
-            .await?;
+        let changed = self.change_entries(shard, plan.clusters.offset, &new);
+        if let Err(errno) = changed.await {
+            self.give_back(shard, plan).await;
+            return Err(errno);
+        }
         if plan.fresh.is_some() {
             self.release_old(shard, &plan.old, false).await;
         }
-        Ok(())
+        self.write_back_if_crowded(shard).await
     }
 
-    /// Data never reached its clusters: nothing refers to them.
+    /// The mapping has not changed: nothing refers to the new clusters.
     async fn give_back(&self, shard: &Shard, plan: &Plan) {
         if plan.fresh.is_none() || self.data_file.is_some() {
             return;
@@ -448,7 +451,9 @@ impl Qcow2 {
     }
 
     /// Replaces the entries of neighbouring clusters in one slice, whose L2
-    /// table is this image's own.
+    /// table is this image's own; all, or with an error none. Must be followed by
+    /// [`Qcow2::write_back_if_crowded`], once the old references are released: if
+    /// that fails the entries have changed all the same.
     pub(super) async fn change_entries(
         &self,
         shard: &Shard,
@@ -469,7 +474,7 @@ impl Qcow2 {
             // It was thrown out of the cache meanwhile.
             self.load_slice(shard, guest).await?;
         }
-        self.write_back_if_crowded(shard).await
+        Ok(())
     }
 
     /// The old references of changed entries are gone.
@@ -634,7 +639,13 @@ impl Qcow2 {
             stream: Some(super::entry::Stream { host, len }),
             ..Entry::EMPTY
         };
-        self.change_entries(shard, guest.offset, &[entry]).await
+        let changed = self.change_entries(shard, guest.offset, &[entry]).await;
+        if let Err(errno) = changed {
+            let mut allocator = self.allocator.lock().await;
+            let _ = allocator.free_unused(shard, &self.frame, stream).await;
+            return Err(errno);
+        }
+        self.write_back_if_crowded(shard).await
     }
 
     async fn write_stream(&self, shard: &Shard, stream: Span, packed: &[u8]) -> IoResult<()> {

@@ -109,21 +109,28 @@ impl Qcow2 {
     async fn settle(&self, shard: &Shard) -> IoResult<()> {
         let (mut ended, forgettable) = {
             let mut allocator = self.allocator.lock().await;
-            let ended = allocator.take_ended(&self.epochs);
-            let forgettable = allocator.forgettable(shard, &self.frame, &ended).await?;
-            (ended, forgettable)
+            let mut ended = allocator.take_ended(&self.epochs);
+            match allocator.forgettable(shard, &self.frame, &ended).await {
+                Ok(forgettable) => (ended, forgettable),
+                Err(errno) => {
+                    allocator.put_back(&mut ended);
+                    return Err(errno);
+                }
+            }
         };
         if planted::is(Fault::ForgottenWhenFree) {
             let mut allocator = self.allocator.lock().await;
-            allocator.count_down(shard, &self.frame, &ended).await?;
-            ended.clear();
+            allocator.count_down(shard, &self.frame, &mut ended).await?;
         }
         for span in forgettable {
             // A hint; the cluster becomes free either way.
             let _ = self.frame.file.discard(shard, span).await;
         }
         let mut allocator = self.allocator.lock().await;
-        allocator.count_down(shard, &self.frame, &ended).await
+        let result = allocator.count_down(shard, &self.frame, &mut ended).await;
+        // What could not be counted down waits for the next write-back.
+        allocator.put_back(&mut ended);
+        result
     }
 
     async fn write_tables(

@@ -274,7 +274,7 @@ impl Qcow2 {
             .collect();
         self.release_old(shard, &released, self.discard.pass_request)
             .await;
-        Ok(())
+        self.write_back_if_crowded(shard).await
     }
 
     fn clusters_of_guest(&self, span: Span) -> impl Iterator<Item = Span> {
