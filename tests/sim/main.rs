@@ -176,11 +176,6 @@ fn qcow2_a_cluster_that_is_free_at_once_is_found() {
 }
 
 #[test]
-fn qcow2_a_cluster_freed_under_a_request_is_found() {
-    assert_found_in(qcow2::run, Fault::EpochsIgnored);
-}
-
-#[test]
 fn qcow2_a_mapping_that_two_change_is_found() {
     assert_found_in(qcow2::run, Fault::MappingNotClaimed);
 }
@@ -198,9 +193,4 @@ fn qcow2_a_slice_that_loses_its_changes_is_found() {
 #[test]
 fn qcow2_zeroes_over_live_bytes_are_found() {
     assert_found_in(qcow2::run, Fault::LiveBytesZeroed);
-}
-
-#[test]
-fn qcow2_a_stream_packed_into_a_forgotten_cluster_is_found() {
-    assert_found_in(qcow2::run, Fault::PackedIntoForgotten);
 }

@@ -34,8 +34,6 @@ pub enum Fault {
     PointerBeforeTable,
     /// qcow2: a cluster that lost its reference is free at once.
     FreedAtOnce,
-    /// qcow2: a cluster is free although requests of its time are in flight.
-    EpochsIgnored,
     /// qcow2: nobody is alone in changing a mapping.
     MappingNotClaimed,
     /// qcow2: the file forgets a freed cluster after it was counted down.
@@ -44,8 +42,6 @@ pub enum Fault {
     DirtySliceEvicted,
     /// qcow2: zeroes go where an own cluster holds data already.
     LiveBytesZeroed,
-    /// qcow2: compressed clusters go on in a cluster that the file forgets.
-    PackedIntoForgotten,
 }
 
 #[cfg(debug_assertions)]

@@ -573,10 +573,10 @@ impl Allocator {
     }
 
     /// Takes what nobody can use any more off the list. Must be followed by
-    /// [`Allocator::count_down`] or [`Allocator::put_back`], before which the file may forget it: until
-    /// then nobody else is given these clusters.
+    /// [`Allocator::count_down`] or [`Allocator::put_back`]. Before that the file
+    /// may forget it: until then nobody else is given these clusters.
     pub(crate) fn take_ended(&mut self, epochs: &Epochs) -> Vec<Freed> {
-        let is_over = |stamp| planted::is(Fault::EpochsIgnored) || epochs.has_ended(stamp);
+        let is_over = |stamp| epochs.has_ended(stamp);
         let ended = self
             .freed
             .iter()
@@ -597,9 +597,7 @@ impl Allocator {
         for freed in ended.iter().filter(|freed| freed.punch) {
             for cluster in clusters_of(frame, freed.span) {
                 if self.refcount(shard, frame, cluster).await? == 1 {
-                    if !planted::is(Fault::PackedIntoForgotten) {
-                        self.end_packing_in(frame, cluster);
-                    }
+                    self.end_packing_in(frame, cluster);
                     let start = cluster << frame.geometry.cluster_bits;
                     forgettable.push(Span::new(start, frame.geometry.cluster_size));
                 }
