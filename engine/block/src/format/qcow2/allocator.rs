@@ -26,7 +26,6 @@ use super::frame::{Frame, hex};
 use super::refcounts;
 use super::reserved::Structure;
 use crate::event::Event;
-use crate::planted::{self, Fault};
 use crate::span::Span;
 use crate::units::in_memory;
 
