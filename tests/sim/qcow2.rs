@@ -137,7 +137,7 @@ fn islands(shape: &Shape, grain: u64, random: &mut Random) -> Vec<Span> {
         _ => 4,
     };
     let zones = 1 + random.below(4);
-    let zone = shape.size / zones & !(shape.cluster() - 1);
+    let zone = (shape.size / zones) & !(shape.cluster() - 1);
     (0..zones)
         .filter_map(|index| {
             let room = zone.min((1 + random.below(longest)) * shape.cluster()) / grain * grain;

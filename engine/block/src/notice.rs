@@ -36,7 +36,8 @@ impl Notify {
         Self(Arc::new(take))
     }
 
-    pub(crate) fn send(&self, notice: Notice) {
+    /// Hands a notice over.
+    pub fn send(&self, notice: Notice) {
         (self.0)(notice);
     }
 }

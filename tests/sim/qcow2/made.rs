@@ -70,7 +70,7 @@ impl Shape {
     }
 
     pub(super) fn counts_per_block(&self) -> u64 {
-        self.cluster() * 8 >> self.refcount_order
+        (self.cluster() * 8) >> self.refcount_order
     }
 
     /// Clusters that a refcount table of one cluster can count.

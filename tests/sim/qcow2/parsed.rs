@@ -187,7 +187,7 @@ impl<'a> Parsed<'a> {
     }
 
     fn count(&self, cluster: u64) -> u64 {
-        let per_block = self.cluster() * 8 >> self.refcount_order;
+        let per_block = (self.cluster() * 8) >> self.refcount_order;
         let block = self.table.get((cluster / per_block) as usize).copied();
         let Some(block) = block.filter(|&block| block != 0) else {
             return 0;
@@ -203,7 +203,7 @@ impl<'a> Parsed<'a> {
     }
 
     fn check_counts(&mut self) -> Result<(), String> {
-        let per_block = self.cluster() * 8 >> self.refcount_order;
+        let per_block = (self.cluster() * 8) >> self.refcount_order;
         for (index, &block) in self.table.iter().enumerate() {
             if block == 0 {
                 continue;

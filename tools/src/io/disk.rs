@@ -202,8 +202,7 @@ impl Disk {
         flags: OpenFlags,
     ) -> Result<Self, String> {
         let plan = Plan::new(objects, name, &options, flags)?;
-        let state = State::new(shard, out, plan).await?;
-        state.tell_of_probing(name);
+        let state = State::new(shard, out, plan, true).await?;
         Ok(Self {
             shard: shard.clone(),
             out: out.clone(),
@@ -246,10 +245,10 @@ impl Disk {
         };
         let old_plan = old.plan.clone();
         old.end(&self.shard).await;
-        let mut result = State::new(&self.shard, &self.out, new).await;
+        let mut result = State::new(&self.shard, &self.out, new, false).await;
         let mut error = None;
         if let Err(reason) = result {
-            result = State::new(&self.shard, &self.out, old_plan).await;
+            result = State::new(&self.shard, &self.out, old_plan, false).await;
             error = Some(reason);
         }
         *self.state.borrow_mut() = Some(result?);
@@ -596,7 +595,8 @@ impl Disk {
 }
 
 impl State {
-    async fn new(shard: &Shard, out: &Output, plan: Plan) -> Result<Self, String> {
+    /// The first time, a format that was only guessed is told.
+    async fn new(shard: &Shard, out: &Output, plan: Plan, is_first: bool) -> Result<Self, String> {
         let settings = plan.settings();
         let node = resolve(plan.name.as_deref(), &plan.options, &settings)
             .map_err(|error| error.to_string())?;
@@ -606,7 +606,7 @@ impl State {
                 .add_throttle_group(shard, &group.id, open::limits(&group.limits))
                 .map_err(|error| error.to_string())?;
         }
-        let mut chain = open::open(shard, &mut graph, notify(), node).await?;
+        let mut chain = open::open(shard, &mut graph, notify(), node, is_first).await?;
         for warning in &chain.warnings {
             complain(&format!("qemu-io: warning: {warning}"));
         }
@@ -655,21 +655,6 @@ impl State {
                 Err(open::reason(error))
             }
         }
-    }
-
-    /// An image without a format must look like none.
-    fn tell_of_probing(&self, name: Option<&str>) {
-        let top = &self.chain.top;
-        if !top.was_probed || top.settings.read_only {
-            return;
-        }
-        let name = top.name.exact().or(name).unwrap_or_default();
-        complain(&format!(
-            "WARNING: Image format was not specified for '{name}' and probing guessed \
-             raw.\n         Automatically detecting the format is dangerous for raw images, \
-             write operations on block 0 will be restricted.\n         Specify the 'raw' \
-             format explicitly to remove the restrictions."
-        ));
     }
 
     /// The same image opened in another way.

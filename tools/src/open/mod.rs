@@ -15,7 +15,7 @@ use std::pin::Pin;
 
 use ringback_block::format::qcow2::header::{Header, OpenMode};
 use ringback_block::graph::{Graph, GraphError, NodeSpec, Qcow2Spec};
-use ringback_block::notice::Notify;
+use ringback_block::notice::{Notice, Notify};
 use ringback_qmp_shim::blockdev::qcow2::ImageFacts;
 use ringback_qmp_shim::blockdev::{Child, DriverOptions, RawOptions, Settings};
 use ringback_qmp_shim::open::{BackingHeader, DriverNode, ImageName, OpenNode};
@@ -52,6 +52,8 @@ pub(crate) struct Opener<'a> {
     /// In the order of opening.
     nodes: Vec<String>,
     warnings: Vec<String>,
+    /// Says so if a format that may be written was only guessed.
+    tells_of_guesses: bool,
     /// Of the backing file opened last, which is the topmost image's.
     backing_driver: Option<&'static str>,
 }
@@ -80,6 +82,7 @@ pub(crate) async fn open(
     graph: &mut Graph,
     notify: Notify,
     node: OpenNode,
+    tells_of_guesses: bool,
 ) -> Result<Chain, String> {
     let mut opener = Opener {
         shard,
@@ -88,6 +91,7 @@ pub(crate) async fn open(
         known: BTreeMap::new(),
         nodes: Vec::new(),
         warnings: Vec::new(),
+        tells_of_guesses,
         backing_driver: None,
     };
     match opener.open_node(node).await {
@@ -147,6 +151,9 @@ impl Opener<'_> {
                         .await
                         .map_err(|error| error.to_string())?;
                     let format = probed_format(&head).unwrap_or("raw");
+                    if format == "raw" && !probe.settings.read_only {
+                        self.tell_of_guess(&file);
+                    }
                     let driver = probe
                         .resolve(format, Child::Node(file.node))
                         .map_err(|error| error.to_string())?;
@@ -154,6 +161,22 @@ impl Opener<'_> {
                 }
             }
         })
+    }
+
+    /// A guest could make a raw image look like another format, whose header could
+    /// name any file as its backing file.
+    fn tell_of_guess(&self, file: &Opened) {
+        if !self.tells_of_guesses {
+            return;
+        }
+        let name = &file.name;
+        let text = format!(
+            "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
+             Automatically detecting the format is dangerous for raw images, write operations on \
+             block 0 will be restricted.\n         Specify the 'raw' format explicitly to remove \
+             the restrictions."
+        );
+        self.notify.send(Notice::Message(text));
     }
 
     async fn open_child(&mut self, child: Child<OpenNode>) -> Result<Opened, String> {
