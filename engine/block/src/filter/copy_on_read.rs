@@ -235,9 +235,11 @@ mod tests {
     use std::cell::{Cell, RefCell};
     use std::rc::Rc;
 
-    use ringback_ring::sim::{Random, Sim};
+    use ringback_ring::file::Cache;
+    use ringback_ring::sim::{FileOptions, Random, Sim};
 
     use super::*;
+    use crate::graph::{Access, Graph, GraphError, NodeSpec};
     use crate::planted::{self, Fault};
 
     const CLUSTER: u64 = 4096;
@@ -401,6 +403,86 @@ mod tests {
             let expected: Vec<u8> = (0..SIZE).map(backing).collect();
             assert_eq!(whole, expected);
             assert!(file.present.borrow().iter().all(|&present| present));
+        });
+        sim.run(&answer).expect("it ends");
+    }
+
+    #[test]
+    fn the_image_must_be_writable_and_nobody_writes_around_the_filter() {
+        let mut sim = Sim::new(2, 1);
+        sim.world().create("disk", SIZE, FileOptions::default());
+        let answer = sim.shards().spawn_on(0, |shard| async move {
+            let mut graph = Graph::new();
+            for (name, write) in [("file", true), ("fixed", false)] {
+                let file = NodeSpec::File {
+                    path: "disk".into(),
+                    write,
+                    cache: Cache::Auto,
+                    discard: false,
+                };
+                graph.add(&shard, name, file).await.expect("a file");
+            }
+            let above = |file: &str| NodeSpec::CopyOnRead { file: file.into() };
+            let refused = graph.add(&shard, "cor", above("fixed")).await;
+            assert_eq!(
+                refused.map_err(|error| error.to_string()),
+                Err("Can't use copy-on-read on read-only device".into())
+            );
+            graph
+                .add(&shard, "cor", above("file"))
+                .await
+                .expect("it fits");
+            let (reader, writer) = (
+                Access {
+                    read: true,
+                    ..Access::default()
+                },
+                Access {
+                    read: true,
+                    write: true,
+                    alone_writing: false,
+                    resize: false,
+                },
+            );
+            // While nobody uses the filter, it minds nothing.
+            let (user, _) = graph
+                .attach(&shard, "file", "other", writer)
+                .await
+                .expect("it shares");
+            let refused = graph.attach(&shard, "cor", "test", reader).await;
+            assert!(matches!(refused, Err(GraphError::Conflict { .. })));
+            graph.detach(user).await;
+            let (_, through) = graph
+                .attach(&shard, "cor", "test", writer)
+                .await
+                .expect("it is alone");
+            let refused = graph.attach(&shard, "file", "other", writer).await;
+            assert!(matches!(refused, Err(GraphError::Conflict { .. })));
+            graph
+                .attach(&shard, "cor", "other", writer)
+                .await
+                .expect("through the filter");
+            // What a file holds is there: all of it goes through.
+            let port = through.port(&shard);
+            let mut buf = shard.buffer(700).await;
+            buf.fill(7);
+            let (result, buf) = port.write(&shard, 100, buf, 0..700).await;
+            result.expect("a write");
+            port.write_zeroes(&shard, Span::new(200, 100), ZeroFlags::KEEP)
+                .await
+                .expect("zeroes");
+            port.discard(&shard, Span::new(0, 64))
+                .await
+                .expect("a hint");
+            port.flush(&shard).await.expect("a flush");
+            let (result, buf) = port.read(&shard, 100, buf, 0..700).await;
+            result.expect("a read");
+            assert!(
+                buf[..700]
+                    .iter()
+                    .enumerate()
+                    .all(|(at, &byte)| byte == if (100..200).contains(&at) { 0 } else { 7 })
+            );
         });
         sim.run(&answer).expect("it ends");
     }

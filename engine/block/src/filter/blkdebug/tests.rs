@@ -1,5 +1,6 @@
 //! The filter on a simulated machine: order, serialisation, suspension.
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -7,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use ringback_ring::file::Cache;
 use ringback_ring::lock::Permission;
 use ringback_ring::shard::Task;
-use ringback_ring::sim::{FileOptions, Sim};
+use ringback_ring::sim::{FileOptions, Random, Sim};
 use ringback_ring::{Errno, IoResult, Shard};
 
 use super::*;
@@ -525,4 +526,106 @@ fn limits_and_permissions_are_checked() {
         let refused = graph.attach(&shard, "large", "other", WRITER).await;
         assert!(matches!(refused, Err(GraphError::NotWhole)));
     });
+}
+
+/// Limits that go together.
+fn any_limits(random: &mut Random) -> Options {
+    let align = [0, 512, 4096][random.index(3)];
+    let unit = align.max(512);
+    let mut some = |unit: u64| match random.below(3) {
+        0 => 0,
+        _ => unit * (1 + random.below(6)),
+    };
+    let (opt_write_zero, opt_discard) = (some(unit), some(unit));
+    Options {
+        align,
+        max_transfer: some(unit),
+        opt_write_zero,
+        max_write_zero: some(unit.max(opt_write_zero)),
+        opt_discard,
+        max_discard: some(unit.max(opt_discard)),
+        ..Options::default()
+    }
+}
+
+/// Guests change parts of their own that share units; each checks what it
+/// reads.
+async fn change_stripes(disk: Disk, seed: u64, expected: Rc<RefCell<Vec<u8>>>) {
+    const STRIPE: u64 = 9_700;
+    let disk = Rc::new(disk);
+    let guests: Vec<_> = (0..6)
+        .map(|guest| {
+            let (disk, expected) = (Rc::clone(&disk), Rc::clone(&expected));
+            let mut random = Random::new(seed * 100 + guest);
+            disk.shard.clone().spawn(async move {
+                for round in 0..30u8 {
+                    let start = guest * STRIPE + random.below(STRIPE);
+                    let len = 1 + random.below((guest + 1) * STRIPE - start);
+                    let (from, to) = (in_memory(start), in_memory(start + len));
+                    match random.below(5) {
+                        0 => {
+                            disk.zero(start, len, ZeroFlags::UNMAP)
+                                .await
+                                .expect("zeroes");
+                            expected.borrow_mut()[from..to].fill(0);
+                        }
+                        1 => {
+                            let read = disk.read(start, to - from).await.expect("a read");
+                            assert!(read == expected.borrow()[from..to], "at {start}");
+                        }
+                        _ => {
+                            let write = disk.write(start, to - from, round + 1);
+                            write.join().await.expect("a write");
+                            expected.borrow_mut()[from..to].fill(round + 1);
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    for guest in guests {
+        guest.join().await;
+    }
+}
+
+#[test]
+fn whatever_the_limits_bytes_are_where_they_belong() {
+    for seed in 0..60 {
+        let options = any_limits(&mut Random::new(seed));
+        let wanted = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&wanted);
+        let content = on_disk(seed, options.clone(), move |disk| async move {
+            let expected = Rc::new(RefCell::new(vec![0; in_memory(SIZE)]));
+            change_stripes(disk, seed, Rc::clone(&expected)).await;
+            sink.lock()
+                .expect("not poisoned")
+                .clone_from(&expected.borrow());
+        });
+        let wanted = wanted.lock().expect("not poisoned");
+        assert!(content == *wanted, "seed {seed}: {options:?}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn cut_spans_are_whole_units_but_for_the_ends(
+        offset in 0u64..100_000,
+        len in 0u64..100_000,
+        unit in 1u64..5000,
+        len_max in proptest::option::of(1u64..20_000),
+    ) {
+        let span = Span::new(offset, len);
+        let pieces = cut(span, unit, len_max);
+        let mut at = offset;
+        for piece in &pieces {
+            proptest::prop_assert_eq!(piece.offset, at);
+            proptest::prop_assert!(!piece.is_empty());
+            proptest::prop_assert!(piece.len <= len_max.unwrap_or(u64::MAX).max(unit));
+            let is_whole = piece.offset % unit == 0 && piece.len % unit == 0;
+            let is_end = piece.offset == offset || piece.end() == span.end();
+            proptest::prop_assert!(is_whole || is_end);
+            at = piece.end();
+        }
+        proptest::prop_assert_eq!(at, span.end());
+    }
 }
