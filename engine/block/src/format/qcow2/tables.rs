@@ -36,10 +36,10 @@ use super::geometry::Geometry;
 use crate::planted::{self, Fault};
 use crate::units::in_memory;
 
-/// Slots of one leaf, of one node above, and of the root: 2^31 slices, which
-/// covers the largest L1 table at the largest cluster size.
-const LEAF_BITS: u32 = 10;
-const MIDDLE_BITS: u32 = 10;
+/// Slots of one leaf, of one node above, and of the root: 2^34 slices, which is
+/// the longest L1 table at the largest cluster size in the smallest parts.
+const LEAF_BITS: u32 = 11;
+const MIDDLE_BITS: u32 = 12;
 const ROOT_BITS: u32 = 11;
 
 type Leaf = Box<[ArcSwapOption<Slice>]>;
@@ -598,6 +598,16 @@ mod tests {
         tables.clean();
         assert_eq!(word(&tables, 1), None);
         assert_eq!(word(&tables, 2), Some(0));
+    }
+
+    #[test]
+    fn the_largest_mapping_has_a_slot_for_each_slice() {
+        let geometry = Geometry::new(21, false, 4, 512);
+        let l1_entries: u64 = (32 << 20) / 8;
+        let last = l1_entries * geometry.slices_per_table() - 1;
+        let tables = Tables::new(geometry, 0, Vec::new(), 1 << 20);
+        assert!(tables.slot(last).is_none());
+        assert!(tables.make_slot(last).load().is_none());
     }
 
     #[test]
