@@ -4,6 +4,13 @@
 //! This is control: it lives in one task, may take its time, and is never
 //! walked by I/O. What it changes reaches the shards as new paths.
 //!
+//! | module | noun |
+//! | --- | --- |
+//! | `images`, `bitmaps`, `filters` | nodes of these kinds |
+//! | `insertion` | copy-before-write filters that come and go under load |
+//! | `resolve` | from a node to its path |
+//! | `claims`, `permissions` | who may do what beside whom |
+//!
 //! # Permissions
 //!
 //! Each user of a node says what it does and what it does not let others do.
@@ -19,10 +26,13 @@
 //! old paths are resumed.
 
 mod bitmaps;
+mod claims;
 mod error;
 mod filters;
 mod images;
+mod insertion;
 mod permissions;
+mod resolve;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,16 +40,15 @@ use std::sync::Arc;
 use ringback_ring::file::{Cache, Geometry, OpenOptions};
 use ringback_ring::{File, Shard};
 
-use crate::bitmap::{BitmapError, DirtyBitmap, NodeBitmaps};
+use crate::bitmap::{BitmapError, NodeBitmaps};
 use crate::child::Child;
 use crate::filter::blkdebug::{self, BlkDebug};
-use crate::filter::copy_before_write::{self, CopyBeforeWrite};
+use crate::filter::copy_before_write::CopyBeforeWrite;
 use crate::filter::copy_on_read::CopyOnRead;
 use crate::filter::snapshot_access::SnapshotAccess;
 use crate::filter::throttle::{Throttle, ThrottleGroup};
+use crate::format::Raw;
 use crate::format::qcow2::Qcow2;
-use crate::format::{Image, Raw};
-use crate::path::{Base, Layer, Path};
 use crate::port::Attachment;
 use crate::protocol::{FileProtocol, NullProtocol, Protocol};
 use crate::request::Preallocation;
@@ -48,9 +57,9 @@ use crate::storage::Storage;
 pub use bitmaps::BitmapSpec;
 pub use error::GraphError;
 pub use images::Qcow2Spec;
+pub use insertion::{BitmapEnd, Inserted, Insertion};
 pub use permissions::Access;
-use permissions::{ChildClaim, Claim, check_claims, lock};
-use ringback_ring::lock::Permission;
+use permissions::ChildClaim;
 
 /// How to make a node.
 #[derive(Clone, Debug)]
@@ -183,39 +192,6 @@ pub struct Graph {
     /// Claims of a node that is being opened.
     opening: Vec<ChildClaim>,
     throttle_groups: BTreeMap<String, Arc<ThrottleGroup>>,
-}
-
-/// A copy-before-write filter to be put above a node under load.
-pub struct Insertion<'a> {
-    /// Name of the new node.
-    pub node_name: &'a str,
-    /// Above which node.
-    pub file: &'a str,
-    /// Where old data goes.
-    pub target: &'a str,
-    /// Save only what is dirty here: a bitmap of `file`, which is frozen for the
-    /// filter and must be given back by [`Graph::end_bitmap`].
-    pub bitmap: Option<&'a str>,
-    /// Of the filter.
-    pub options: copy_before_write::Options,
-}
-
-/// Filters that have been put in.
-#[derive(Debug)]
-pub struct Inserted {
-    /// Their states, in the order in which they were asked for.
-    pub filters: Vec<Arc<CopyBeforeWrite>>,
-    /// From the first gate closed to the last one open, in nanoseconds.
-    pub pause_ns: u64,
-}
-
-/// What becomes of a frozen bitmap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BitmapEnd {
-    /// Its successor takes its place: what was copied is no longer dirty.
-    Abdicate,
-    /// The successor is merged back: everything is dirty as before, and more.
-    Reclaim,
 }
 
 impl Graph {
@@ -600,65 +576,6 @@ impl Graph {
         }
     }
 
-    /// The data path from a node down.
-    fn path(&self, name: &str) -> Result<Path, GraphError> {
-        let mut layers = Vec::new();
-        let mut at = name;
-        loop {
-            let node = self.node(at)?;
-            let recorders = node.bitmaps.recorders();
-            let filter = match &node.kind {
-                Kind::CopyBeforeWrite { filter, .. } => Some(Arc::clone(filter)),
-                _ => None,
-            };
-            let throttle = match &node.kind {
-                Kind::Throttle { throttle, .. } => Some(Arc::clone(throttle)),
-                _ => None,
-            };
-            layers.push(Layer {
-                copy_before_write: filter,
-                throttle,
-                recorders,
-            });
-            at = match &node.kind {
-                Kind::Protocol { storage, .. } => {
-                    let base = Base::Storage(Arc::clone(storage));
-                    return Ok(Path::new(layers, base));
-                }
-                Kind::Raw { raw, file } => {
-                    let image = Image::Raw {
-                        raw: *raw,
-                        file: self.child(file)?,
-                    };
-                    return Ok(Path::new(layers, Base::Image(Arc::new(image))));
-                }
-                Kind::Qcow2 { image, backing, .. } => {
-                    let backing = match backing {
-                        Some(backing) => Some(self.child(backing)?),
-                        None => None,
-                    };
-                    let image = Image::Qcow2 {
-                        image: Arc::clone(image),
-                        backing,
-                    };
-                    return Ok(Path::new(layers, Base::Image(Arc::new(image))));
-                }
-                Kind::CopyBeforeWrite { file, .. } | Kind::Throttle { file, .. } => file,
-                Kind::CopyOnRead { filter, file } => {
-                    let base = Base::CopyOnRead(Arc::clone(filter), self.child(file)?);
-                    return Ok(Path::new(layers, base));
-                }
-                Kind::SnapshotAccess { snapshot, .. } => {
-                    return Ok(Path::new(layers, Base::Snapshot(Arc::clone(snapshot))));
-                }
-                Kind::BlkDebug { filter, image } => {
-                    let base = Base::BlkDebug(Arc::clone(filter), self.child(image)?);
-                    return Ok(Path::new(layers, base));
-                }
-            };
-        }
-    }
-
     /// Whether a format that was opened on it uses a node.
     fn is_under_format(&self, name: &str) -> bool {
         let mut claims = self.nodes.values().flat_map(|node| &node.claims);
@@ -702,344 +619,6 @@ impl Graph {
                 .expect("a used node and its children exist");
             user.attachment.resume(Some(path)).await;
         }
-    }
-
-    /// Puts copy-before-write filters above nodes, all at one instant. Everybody
-    /// who uses such a node uses its filter from then on. `at_instant` is called
-    /// once, while nothing is in flight on any of them: what has been answered
-    /// by then belongs to the snapshots, and nothing else does.
-    ///
-    /// # Errors
-    ///
-    /// [`GraphError`]; the graph is as it was then, and `at_instant` may or may
-    /// not have been called.
-    pub async fn insert_copy_before_write(
-        &mut self,
-        shard: &Shard,
-        insertions: &[Insertion<'_>],
-        at_instant: impl FnOnce(),
-    ) -> Result<Inserted, GraphError> {
-        for (index, insertion) in insertions.iter().enumerate() {
-            self.check_insertion(insertion)?;
-            if insertions[..index]
-                .iter()
-                .any(|other| other.node_name == insertion.node_name)
-            {
-                return Err(GraphError::Duplicate(insertion.node_name.into()));
-            }
-        }
-        let mut concerned: Vec<UserId> = insertions
-            .iter()
-            .flat_map(|insertion| self.users_above(insertion.file))
-            .collect();
-        concerned.sort_unstable();
-        concerned.dedup();
-        let start = shard.now_ns();
-        self.drain(&concerned).await;
-        let result = self.insert_drained(shard, insertions);
-        if result.is_ok() {
-            at_instant();
-        }
-        self.resume(&concerned).await;
-        let pause_ns = shard.now_ns() - start;
-        result.map(|filters| Inserted { filters, pause_ns })
-    }
-
-    /// While nothing is in flight: all or nothing.
-    fn insert_drained(
-        &mut self,
-        shard: &Shard,
-        insertions: &[Insertion<'_>],
-    ) -> Result<Vec<Arc<CopyBeforeWrite>>, GraphError> {
-        let mut filters = Vec::new();
-        let mut result = Ok(());
-        for insertion in insertions {
-            result = self
-                .insert_one(shard, insertion)
-                .map(|filter| filters.push(filter));
-            if result.is_err() {
-                break;
-            }
-        }
-        let result = result.and_then(|()| self.check_permissions());
-        if let Err(error) = result {
-            for insertion in insertions[..filters.len()].iter().rev() {
-                self.undo_insertion(insertion)?;
-            }
-            self.relock();
-            return Err(error);
-        }
-        Ok(filters)
-    }
-
-    fn undo_insertion(&mut self, insertion: &Insertion<'_>) -> Result<(), GraphError> {
-        self.redirect(insertion.node_name, insertion.file);
-        self.nodes.remove(insertion.node_name);
-        if let Some(name) = insertion.bitmap {
-            self.node_mut(insertion.file)?.bitmaps.reclaim(name)?;
-        }
-        Ok(())
-    }
-
-    fn check_insertion(&self, insertion: &Insertion<'_>) -> Result<(), GraphError> {
-        let (file, target) = (insertion.file, insertion.target);
-        self.check_new_name(insertion.node_name)?;
-        let has_parent = self.nodes.values().any(|node| {
-            !matches!(
-                node.kind,
-                Kind::CopyBeforeWrite { .. } | Kind::SnapshotAccess { .. }
-            ) && children(&node.kind).contains(&file)
-        });
-        if has_parent {
-            // Whoever uses the parent would not pass through the filter.
-            return Err(GraphError::InUse(file.into()));
-        }
-        let (source_size, target_size) = (self.size(file)?, self.size(target)?);
-        if file == target || self.passes_through(target, file) || self.passes_through(file, target)
-        {
-            return Err(GraphError::SameNode);
-        }
-        if source_size != target_size {
-            return Err(GraphError::Sizes {
-                source_node: file.into(),
-                source_size,
-                target_node: target.into(),
-                target_size,
-            });
-        }
-        self.check_writable(target)
-    }
-
-    /// What defines the point in time: the bitmap's freeze, the copy states.
-    fn insert_one(
-        &mut self,
-        shard: &Shard,
-        insertion: &Insertion<'_>,
-    ) -> Result<Arc<CopyBeforeWrite>, GraphError> {
-        let frozen = match insertion.bitmap {
-            Some(name) => Some(self.freeze(insertion.file, name)?),
-            None => None,
-        };
-        match self.make_filter(shard, insertion, frozen.as_deref()) {
-            Ok(filter) => {
-                self.redirect(insertion.file, insertion.node_name);
-                let kind = Kind::CopyBeforeWrite {
-                    filter: Arc::clone(&filter),
-                    file: insertion.file.into(),
-                    target: insertion.target.into(),
-                };
-                self.insert(shard, insertion.node_name, kind);
-                Ok(filter)
-            }
-            Err(error) => {
-                if let Some(name) = insertion.bitmap {
-                    self.node_mut(insertion.file)?.bitmaps.reclaim(name)?;
-                }
-                Err(error)
-            }
-        }
-    }
-
-    fn freeze(&mut self, node: &str, name: &str) -> Result<Arc<DirtyBitmap>, GraphError> {
-        let bitmaps = &mut self.node_mut(node)?.bitmaps;
-        if let Some(bitmap) = bitmaps.get(name) {
-            bitmap.check_usable(true)?;
-        }
-        Ok(bitmaps.freeze(name)?)
-    }
-
-    fn make_filter(
-        &self,
-        shard: &Shard,
-        insertion: &Insertion<'_>,
-        bitmap: Option<&DirtyBitmap>,
-    ) -> Result<Arc<CopyBeforeWrite>, GraphError> {
-        // After the freeze: the source's recorders are part of its path.
-        let (source, target) = (self.path(insertion.file)?, self.path(insertion.target)?);
-        let shards = shard.set().count();
-        let filter = CopyBeforeWrite::new(shards, source, target, bitmap, insertion.options)?;
-        Ok(Arc::new(filter))
-    }
-
-    /// Users and parents of one node become those of another.
-    fn redirect(&mut self, from: &str, to: &str) {
-        for user in self.users.values_mut().filter(|user| user.node == from) {
-            user.node = to.into();
-        }
-        for (_, node) in self.nodes.iter_mut().filter(|(name, _)| *name != to) {
-            if let Kind::CopyBeforeWrite { file, .. } = &mut node.kind
-                && file == from
-            {
-                *file = to.into();
-            }
-        }
-    }
-
-    /// Takes a filter out: its users use the node below again. Snapshot readers
-    /// must have gone.
-    ///
-    /// # Errors
-    ///
-    /// [`GraphError`] if it is no such filter, or somebody reads its snapshot.
-    pub async fn remove_copy_before_write(
-        &mut self,
-        shard: &Shard,
-        name: &str,
-    ) -> Result<(), GraphError> {
-        let Kind::CopyBeforeWrite { file, filter, .. } = &self.node(name)?.kind else {
-            return Err(GraphError::NoSnapshot(name.into()));
-        };
-        let (below, filter) = (file.clone(), Arc::clone(filter));
-        let has_reader = self
-            .nodes
-            .values()
-            .any(|node| matches!(&node.kind, Kind::SnapshotAccess { file, .. } if file == name));
-        if has_reader || filter.has_job() {
-            return Err(GraphError::InUse(name.into()));
-        }
-        let concerned = self.users_above(name);
-        self.drain(&concerned).await;
-        // A save that timed out may still write to the target.
-        filter.wait_for_saves_in_flight(shard).await;
-        self.redirect(name, &below);
-        self.nodes.remove(name);
-        self.relock();
-        self.resume(&concerned).await;
-        Ok(())
-    }
-
-    /// Gives a frozen bitmap back when the work that froze it has ended.
-    ///
-    /// # Errors
-    ///
-    /// [`GraphError`] if there is no such bitmap or it is not frozen.
-    pub async fn end_bitmap(
-        &mut self,
-        node: &str,
-        bitmap: &str,
-        end: BitmapEnd,
-    ) -> Result<(), GraphError> {
-        self.change_bitmaps(node, |bitmaps| match end {
-            BitmapEnd::Abdicate => bitmaps.abdicate(bitmap),
-            BitmapEnd::Reclaim => bitmaps.reclaim(bitmap),
-        })
-        .await
-        .map(drop)
-    }
-
-    /// Every node with bytes: do its users agree, here and in other processes?
-    fn check_permissions(&self) -> Result<(), GraphError> {
-        for (name, node) in &self.nodes {
-            let file = match &node.kind {
-                Kind::Protocol { file, .. } => file.as_ref(),
-                Kind::Qcow2 { .. } => None,
-                _ => continue,
-            };
-            let mut claims = self.claims_on(name);
-            let is_apart = |one: &Claim, other: &Claim| {
-                let is_above = |user: &Claim, filter: &Claim| {
-                    let node = filter.filter.as_deref();
-                    node.is_some_and(|node| self.passes_through(&user.entry, node))
-                };
-                !is_above(one, other) && !is_above(other, one)
-            };
-            check_claims(name, &claims, is_apart)?;
-            claims.extend(self.filter_claims_on(name, &claims)?);
-            if let Some(file) = file {
-                lock(file, &claims)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// What users, and filters with this as their target, do on the node at the
-    /// bottom.
-    fn claims_on(&self, bottom: &str) -> Vec<Claim> {
-        let used = self
-            .users
-            .values()
-            .filter(|user| self.passes_through(&user.node, bottom))
-            .map(|user| Claim::of_user(&user.node, &user.name, user.access));
-        let as_target = self
-            .nodes
-            .iter()
-            .filter_map(|(name, node)| match &node.kind {
-                Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, bottom) => {
-                    // While the filter stands, the target is its own.
-                    let label = format!("node '{name}' (uses it as 'target' child)");
-                    let access = Access {
-                        read: true,
-                        write: true,
-                        alone_writing: true,
-                        resize: false,
-                    };
-                    Some(Claim::of_user(target, &label, access))
-                }
-                Kind::BlkDebug { filter, image } if self.passes_through(image, bottom) => {
-                    let options = filter.options();
-                    Some(Claim {
-                        entry: image.clone(),
-                        name: format!("node '{name}' (uses it as 'image' child)"),
-                        held: options.take_child_perms.clone(),
-                        unshared: options.unshare_child_perms.clone(),
-                        filter: Some(name.clone()),
-                    })
-                }
-                _ => None,
-            });
-        let by_formats = self
-            .nodes
-            .values()
-            .flat_map(|node| &node.claims)
-            .chain(&self.opening)
-            .filter(|claim| self.passes_through(&claim.child, bottom))
-            .map(|claim| Claim::of_user(&claim.child, &claim.label, claim.access));
-        let does_something = |claim: &Claim| !claim.held.is_empty() || !claim.unshared.is_empty();
-        used.chain(as_target)
-            .chain(by_formats)
-            .filter(does_something)
-            .collect()
-    }
-
-    /// What filters do on the disk below them. Whoever writes there must come
-    /// through the filter, or the snapshot would change, or a copy overwrite
-    /// what was written.
-    fn filter_claims_on(&self, bottom: &str, claims: &[Claim]) -> Result<Vec<Claim>, GraphError> {
-        let mut found = Vec::new();
-        for (name, node) in &self.nodes {
-            let (Kind::CopyBeforeWrite { file, .. } | Kind::CopyOnRead { file, .. }) = &node.kind
-            else {
-                continue;
-            };
-            let fills = matches!(node.kind, Kind::CopyOnRead { .. });
-            if !self.passes_through(file, bottom) || (fills && self.users_above(name).is_empty()) {
-                continue;
-            }
-            let label = format!("node '{name}' (uses it as 'file' child)");
-            let around = claims.iter().find(|claim| {
-                claim.holds(Permission::Write) && !self.passes_through(&claim.entry, name)
-            });
-            if let Some(writer) = around {
-                return Err(GraphError::Conflict {
-                    permission: Permission::Write,
-                    node: bottom.into(),
-                    writer: writer.name.clone(),
-                    other: label,
-                });
-            }
-            let access = Access {
-                read: true,
-                write: false,
-                alone_writing: !fills,
-                resize: false,
-            };
-            let mut claim = Claim::of_user(name, &label, access);
-            if fills {
-                claim.held.push(Permission::WriteUnchanged);
-            }
-            found.push(claim);
-        }
-        Ok(found)
     }
 }
 

@@ -1,0 +1,123 @@
+//! Who does what with the nodes where bytes live: gathered from users, filters
+//! and formats, checked against each other, and shown to other processes.
+
+use super::permissions::{Access, Claim, check_claims, lock};
+use super::{Graph, GraphError, Kind};
+use ringback_ring::lock::Permission;
+
+impl Graph {
+    /// Every node with bytes: do its users agree, here and in other processes?
+    pub(super) fn check_permissions(&self) -> Result<(), GraphError> {
+        for (name, node) in &self.nodes {
+            let file = match &node.kind {
+                Kind::Protocol { file, .. } => file.as_ref(),
+                Kind::Qcow2 { .. } => None,
+                _ => continue,
+            };
+            let mut claims = self.claims_on(name);
+            let is_apart = |one: &Claim, other: &Claim| {
+                let is_above = |user: &Claim, filter: &Claim| {
+                    let node = filter.filter.as_deref();
+                    node.is_some_and(|node| self.passes_through(&user.entry, node))
+                };
+                !is_above(one, other) && !is_above(other, one)
+            };
+            check_claims(name, &claims, is_apart)?;
+            claims.extend(self.filter_claims_on(name, &claims)?);
+            if let Some(file) = file {
+                lock(file, &claims)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What users, and filters with this as their target, do on the node at the
+    /// bottom.
+    fn claims_on(&self, bottom: &str) -> Vec<Claim> {
+        let used = self
+            .users
+            .values()
+            .filter(|user| self.passes_through(&user.node, bottom))
+            .map(|user| Claim::of_user(&user.node, &user.name, user.access));
+        let as_target = self
+            .nodes
+            .iter()
+            .filter_map(|(name, node)| match &node.kind {
+                Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, bottom) => {
+                    // While the filter stands, the target is its own.
+                    let label = format!("node '{name}' (uses it as 'target' child)");
+                    let access = Access {
+                        read: true,
+                        write: true,
+                        alone_writing: true,
+                        resize: false,
+                    };
+                    Some(Claim::of_user(target, &label, access))
+                }
+                Kind::BlkDebug { filter, image } if self.passes_through(image, bottom) => {
+                    let options = filter.options();
+                    Some(Claim {
+                        entry: image.clone(),
+                        name: format!("node '{name}' (uses it as 'image' child)"),
+                        held: options.take_child_perms.clone(),
+                        unshared: options.unshare_child_perms.clone(),
+                        filter: Some(name.clone()),
+                    })
+                }
+                _ => None,
+            });
+        let by_formats = self
+            .nodes
+            .values()
+            .flat_map(|node| &node.claims)
+            .chain(&self.opening)
+            .filter(|claim| self.passes_through(&claim.child, bottom))
+            .map(|claim| Claim::of_user(&claim.child, &claim.label, claim.access));
+        let does_something = |claim: &Claim| !claim.held.is_empty() || !claim.unshared.is_empty();
+        used.chain(as_target)
+            .chain(by_formats)
+            .filter(does_something)
+            .collect()
+    }
+
+    /// What filters do on the disk below them. Whoever writes there must come
+    /// through the filter, or the snapshot would change, or a copy overwrite
+    /// what was written.
+    fn filter_claims_on(&self, bottom: &str, claims: &[Claim]) -> Result<Vec<Claim>, GraphError> {
+        let mut found = Vec::new();
+        for (name, node) in &self.nodes {
+            let (Kind::CopyBeforeWrite { file, .. } | Kind::CopyOnRead { file, .. }) = &node.kind
+            else {
+                continue;
+            };
+            let fills = matches!(node.kind, Kind::CopyOnRead { .. });
+            if !self.passes_through(file, bottom) || (fills && self.users_above(name).is_empty()) {
+                continue;
+            }
+            let label = format!("node '{name}' (uses it as 'file' child)");
+            let around = claims.iter().find(|claim| {
+                claim.holds(Permission::Write) && !self.passes_through(&claim.entry, name)
+            });
+            if let Some(writer) = around {
+                return Err(GraphError::Conflict {
+                    permission: Permission::Write,
+                    node: bottom.into(),
+                    writer: writer.name.clone(),
+                    other: label,
+                });
+            }
+            let access = Access {
+                read: true,
+                write: false,
+                alone_writing: !fills,
+                resize: false,
+            };
+            let mut claim = Claim::of_user(name, &label, access);
+            if fills {
+                claim.held.push(Permission::WriteUnchanged);
+            }
+            found.push(claim);
+        }
+        Ok(found)
+    }
+}
