@@ -238,6 +238,12 @@ impl DriverNode {
         &self.given
     }
 
+    /// Whether it is defined inside of another node.
+    #[must_use]
+    pub fn is_nested(&self) -> bool {
+        self.depth > 0
+    }
+
     /// Whether options say something of the backing file, so that the image's header alone
     /// does not.
     #[must_use]

@@ -429,7 +429,7 @@ impl Disk {
 
     /// Makes every write that was answered durable.
     pub(crate) async fn flush(&self) -> IoResult<()> {
-        if self.cache().no_flush {
+        if self.state(|state| state.chain.top.settings.no_flush) {
             return Ok(());
         }
         self.port().flush(&self.shard).await

@@ -13,7 +13,7 @@ use ringback_qmp_shim::blockdev::blkdebug::{
 };
 use ringback_qmp_shim::blockdev::qcow2::ImageFacts;
 use ringback_qmp_shim::blockdev::{
-    BlkdebugOptions, Discard, FileOptions, NullOptions, Qcow2Options, Settings,
+    BlkdebugOptions, Discard, FileOptions, Locking, NullOptions, Qcow2Options, Settings,
 };
 use ringback_qmp_shim::open::OpenNode;
 use ringback_qmp_shim::throttle_group::{self, Direction, Unit};
@@ -44,6 +44,9 @@ pub(crate) fn reason(error: GraphError) -> String {
 pub(super) fn file(options: &FileOptions, settings: &Settings) -> Result<NodeSpec, String> {
     if options.filename.is_empty() {
         return Err("The 'file' block driver requires a file name".into());
+    }
+    if options.locking == Some(Locking::Off) {
+        return Err("locking=off is not supported: images are always locked".into());
     }
     Ok(file_at(&options.filename, settings))
 }
@@ -230,5 +233,20 @@ pub(crate) fn limits(asked: &throttle_group::Limits) -> throttle::Limits {
         bps: rates(Unit::Bytes),
         iops: rates(Unit::Operations),
         iops_size: asked.iops_size(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_know_the_same_events_and_kinds_of_request() {
+        let named: Vec<_> = rules::Event::WORDS.iter().map(|(name, _)| *name).collect();
+        let known: Vec<_> = Event::ALL.iter().map(|event| event.name()).collect();
+        assert_eq!(named, known);
+        for (name, _) in rules::IoType::WORDS {
+            assert!(blkdebug::IoType::from_name(name).is_some(), "{name}");
+        }
     }
 }

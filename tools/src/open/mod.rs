@@ -17,7 +17,9 @@ use ringback_block::format::qcow2::header::{Header, OpenMode};
 use ringback_block::graph::{Graph, GraphError, NodeSpec, Qcow2Spec};
 use ringback_block::notice::{Notice, Notify};
 use ringback_qmp_shim::blockdev::qcow2::ImageFacts;
-use ringback_qmp_shim::blockdev::{Child, DriverOptions, RawOptions, Settings};
+use ringback_qmp_shim::blockdev::{
+    Child, DetectZeroes, Discard, DriverOptions, RawOptions, Settings,
+};
 use ringback_qmp_shim::open::{BackingHeader, DriverNode, ImageName, OpenNode};
 use ringback_ring::Shard;
 
@@ -210,6 +212,9 @@ impl Opener<'_> {
         let image = |children: &[(&str, Option<&ImageName>)]| {
             ImageName::new(driver, node.given(), children)
         };
+        if let Some(option) = unsupported(&node) {
+            return Err(format!("option '{option}' is not supported here"));
+        }
         let mut header = None;
         let (added, image_name) = match &node.driver {
             DriverOptions::File(file) | DriverOptions::HostDevice(file) => {
@@ -359,6 +364,36 @@ impl Opener<'_> {
         let path = name.strip_prefix("file:").unwrap_or(&name);
         self.add(drivers::file_at(path, &node.settings), None).await
     }
+}
+
+/// An option of every node that this node would not follow. Zeroes are looked
+/// for, and flushes left out, where requests enter: at the topmost node.
+fn unsupported(node: &DriverNode) -> Option<&'static str> {
+    let (given, settings) = (&node.common, &node.settings);
+    let is_storage = matches!(
+        node.driver,
+        DriverOptions::File(_) | DriverOptions::HostDevice(_) | DriverOptions::NullCo(_)
+    );
+    let cases = [
+        ("auto-read-only", given.auto_read_only == Some(true)),
+        (
+            "detect-zeroes",
+            node.is_nested() && !settings.read_only && settings.detect_zeroes != DetectZeroes::Off,
+        ),
+        (
+            "cache.no-flush",
+            node.is_nested() && given.cache.no_flush == Some(true),
+        ),
+        (
+            "discard",
+            node.is_nested()
+                && !is_storage
+                && given.discard == Some(Discard::Ignore)
+                && !matches!(node.driver, DriverOptions::Qcow2(_)),
+        ),
+    ];
+    let found = cases.into_iter().find(|(_, asked)| *asked);
+    found.map(|(option, _)| option)
 }
 
 fn raw_spec(raw: &RawOptions<OpenNode>, file: &Opened) -> NodeSpec {
