@@ -9,6 +9,7 @@ mod bitmaps;
 mod check;
 mod compressed;
 mod create;
+mod damage;
 mod header;
 mod qemu;
 mod random;

@@ -5,11 +5,11 @@
 //! | `RINGBACK_DIFF_SEED` | the first seed; alone, the only one |
 //! | `RINGBACK_DIFF_COUNT` | how many seeds |
 
-mod chain;
+pub(crate) mod chain;
 mod commands;
 mod errors;
 mod known;
-mod pair;
+pub(crate) mod pair;
 mod same;
 
 use std::ops::Range;

@@ -8,7 +8,7 @@ use crate::metrics::{Class, Metrics};
 use crate::path::Path;
 use crate::request::ZeroFlags;
 use crate::span::Span;
-use crate::units::in_memory;
+use crate::units::{in_memory, is_zero};
 
 /// The most that is copied with one buffer; larger chunks go in pieces.
 pub const BYTES_MAX: u64 = 1 << 20;
@@ -113,29 +113,4 @@ pub(crate) async fn copy_zeroes(
         data: 0,
         zero: bytes.len,
     })
-}
-
-/// Whether every byte is zero. Data gives itself away in the first bytes most
-/// of the time, so the answer is usually quick.
-fn is_zero(bytes: &[u8]) -> bool {
-    let (chunks, rest) = bytes.as_chunks::<64>();
-    chunks.iter().all(|chunk| chunk == &[0; 64]) && rest.iter().all(|&byte| byte == 0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn zeroes_are_told_from_data_at_any_place() {
-        for len in [0, 1, 63, 64, 65, 4096, 4099] {
-            let mut bytes = vec![0; len];
-            assert!(is_zero(&bytes));
-            for place in 0..len {
-                bytes[place] = 1;
-                assert!(!is_zero(&bytes), "{place} of {len}");
-                bytes[place] = 0;
-            }
-        }
-    }
 }

@@ -23,7 +23,7 @@ use crate::extent::{Content, Extent};
 use crate::in_flight::InFlight;
 use crate::request::ZeroFlags;
 use crate::span::Span;
-use crate::units::in_memory;
+use crate::units::{in_memory, is_zero};
 
 /// A copy takes at most this many bytes at once, or one cluster.
 const SLICE: u64 = 1 << 20;
@@ -224,7 +224,7 @@ async fn copy_run<B: Below>(shard: &Shard, file: &B, missing: &Missing) -> IoRes
     let buf = shard.buffer_now(window.len());
     let (result, buf) = file.read(shard, span, buf, window.clone()).await;
     result?;
-    if buf[window.clone()].iter().all(|&byte| byte == 0) {
+    if is_zero(&buf[window.clone()]) {
         return file.write_zeroes(shard, span, ZeroFlags::KEEP).await;
     }
     file.write(shard, span, buf, window).await.0

@@ -19,24 +19,25 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use ringback_ring::{Errno, IoResult, Shard};
+use ringback_ring::{Errno, IoResult, Shard, error_text};
 
 use super::epoch::Epochs;
-use super::frame::{Frame, hex};
+use super::frame::{Frame, hex, word_bytes};
+use super::header::{REFCOUNT_TABLE_BYTES_MAX, REFCOUNT_TABLE_POINTER_OFFSET};
 use super::refcounts;
 use super::reserved::Structure;
 use crate::event::Event;
+use crate::notice::Notice;
 use crate::span::Span;
 use crate::units::in_memory;
 
-/// Bits of a refcount table entry that hold the block's offset.
-const TABLE_OFFSET_MASK: u64 = !0x1ff;
-/// No larger refcount table is made, in bytes.
-const TABLE_BYTES_MAX: u64 = 8 << 20;
+/// The block's offset in an entry of the refcount table; 0: there is none.
+pub(crate) fn block_offset(entry: u64) -> u64 {
+    entry & !0x1ff
+}
+
 /// Host offsets have 56 bits.
 const HOST_END: u64 = 1 << 56;
-/// Where offset and length of the refcount table stand in the header.
-const TABLE_POINTER_OFFSET: u64 = 48;
 
 #[derive(Debug)]
 struct Block {
@@ -100,6 +101,8 @@ pub(crate) struct Allocator {
     /// Behind the last compressed cluster, if it ended inside of a host cluster.
     packed_end: Option<u64>,
     freed: Vec<Freed>,
+    /// Bytes in `freed` that will probably be free.
+    waiting: u64,
     /// From here on the file holds nothing.
     blank_from: u64,
     /// No write-back before this instant only to find room.
@@ -111,10 +114,7 @@ impl Allocator {
     /// `file_size` bytes long.
     pub(crate) fn new(entries: &[u64], table_span: Span, capacity: usize, file_size: u64) -> Self {
         Self {
-            table: entries
-                .iter()
-                .map(|entry| entry & TABLE_OFFSET_MASK)
-                .collect(),
+            table: entries.iter().map(|&entry| block_offset(entry)).collect(),
             table_span,
             blocks: BTreeMap::new(),
             capacity: capacity.max(1),
@@ -122,6 +122,7 @@ impl Allocator {
             cursor: 0,
             packed_end: None,
             freed: Vec::new(),
+            waiting: 0,
             blank_from: file_size,
             next_settle_ns: 0,
         }
@@ -148,6 +149,9 @@ impl Allocator {
                     format!("Refblock offset {offset} unaligned (reftable index: {index})");
                 return Err(frame.corruption(shard, true, message, None).await);
             }
+            if !frame.geometry.is_place(offset) {
+                return Err(Errno::EIO);
+            }
             self.make_room(shard, frame).await?;
             let span = Span::new(offset, frame.geometry.cluster_size);
             let block = Block {
@@ -166,13 +170,8 @@ impl Allocator {
     async fn make_room(&mut self, shard: &Shard, frame: &Frame) -> IoResult<()> {
         while self.blocks.len() >= self.capacity {
             let oldest = self.blocks.iter().min_by_key(|(_, block)| block.last_used);
-            let Some((&index, block)) = oldest else { break };
-            if let Some(range) = block.dirty.clone() {
-                let offset = self.block_offset(index) + range.start as u64;
-                frame
-                    .write_bytes(shard, offset, &block.bytes[range])
-                    .await?;
-            }
+            let Some((&index, _)) = oldest else { break };
+            self.write_block(shard, frame, index).await?;
             self.blocks.remove(&index);
         }
         Ok(())
@@ -384,20 +383,38 @@ impl Allocator {
 
     /// Writes every dirty block.
     pub(crate) async fn write_dirty(&mut self, shard: &Shard, frame: &Frame) -> IoResult<()> {
-        let end = in_memory(frame.geometry.cluster_size);
-        for (&index, block) in &mut self.blocks {
-            let Some(dirty) = block.dirty.clone() else {
-                continue;
-            };
-            let range = dirty.start / WRITE_UNIT * WRITE_UNIT
-                ..dirty.end.next_multiple_of(WRITE_UNIT).min(end);
-            let offset = self.table[in_memory(index)] + range.start as u64;
-            frame.file.event(shard, Event::RefblockUpdatePart).await;
-            frame
-                .write_bytes(shard, offset, &block.bytes[range])
-                .await?;
-            block.dirty = None;
+        let dirty = self
+            .blocks
+            .iter()
+            .filter(|(_, block)| block.dirty.is_some());
+        for index in dirty.map(|(&index, _)| index).collect::<Vec<_>>() {
+            self.write_block(shard, frame, index).await?;
         }
+        Ok(())
+    }
+
+    /// Writes a block's dirty part, if it has one.
+    async fn write_block(&mut self, shard: &Shard, frame: &Frame, index: u64) -> IoResult<()> {
+        let start = self.block_offset(index);
+        let Some(block) = self.blocks.get_mut(&index) else {
+            return Ok(());
+        };
+        let Some(dirty) = block.dirty.clone() else {
+            return Ok(());
+        };
+        let range = dirty.start / WRITE_UNIT * WRITE_UNIT
+            ..dirty
+                .end
+                .next_multiple_of(WRITE_UNIT)
+                .min(block.bytes.len());
+        let bytes = &block.bytes[range.clone()];
+        let span = Span::new(start + range.start as u64, bytes.len() as u64);
+        frame
+            .check_overlap(shard, span, Some(Structure::RefcountBlock))
+            .await?;
+        frame.file.event(shard, Event::RefblockUpdatePart).await;
+        frame.write_bytes(shard, span.offset, bytes).await?;
+        block.dirty = None;
         Ok(())
     }
 
@@ -422,7 +439,7 @@ impl Allocator {
             block_count = blocks.max(block_count);
         }
         let table_bytes = table_clusters * cluster_size;
-        if table_bytes > TABLE_BYTES_MAX {
+        if table_bytes > REFCOUNT_TABLE_BYTES_MAX {
             return Err(Errno::EFBIG);
         }
         let first = base
@@ -456,7 +473,7 @@ impl Allocator {
             .file
             .event(shard, Event::RefblockAllocWriteTable)
             .await;
-        let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        let bytes = word_bytes(&table);
         frame.write_bytes(shard, table_span.offset, &bytes).await?;
         frame.file.flush(shard).await?;
         frame
@@ -467,7 +484,7 @@ impl Allocator {
         let clusters = u32::try_from(table_clusters).map_err(|_| Errno::EFBIG)?;
         pointer.extend_from_slice(&clusters.to_be_bytes());
         frame
-            .write_bytes(shard, TABLE_POINTER_OFFSET, &pointer)
+            .write_bytes(shard, REFCOUNT_TABLE_POINTER_OFFSET, &pointer)
             .await?;
         frame.file.flush(shard).await?;
         let old = std::mem::replace(&mut self.table_span, table_span);
@@ -522,6 +539,7 @@ impl Allocator {
     /// A reference to these bytes has ended in memory: `reusable` if this
     /// was probably the last one.
     pub(crate) fn release(&mut self, span: Span, punch: bool, reusable: bool) {
+        self.waiting += if reusable { span.len } else { 0 };
         self.freed.push(Freed {
             span,
             punch,
@@ -541,8 +559,7 @@ impl Allocator {
         what: &str,
     ) -> IoResult<Option<Fresh>> {
         let bytes = count << frame.geometry.cluster_bits;
-        let reusable = self.freed.iter().filter(|freed| freed.reusable);
-        let waiting: u64 = reusable.map(|freed| freed.span.len).sum();
+        let waiting = self.waiting;
         let now = shard.now_ns();
         let is_due = waiting >= SETTLE_BYTES.max(bytes) || now >= self.next_settle_ns;
         if waiting > 0 && is_due {
@@ -581,7 +598,9 @@ impl Allocator {
             .iter()
             .take_while(|freed| freed.stamp.is_some_and(is_over))
             .count();
-        self.freed.drain(..ended).collect()
+        let ended: Vec<Freed> = self.freed.drain(..ended).collect();
+        self.waiting -= reusable_bytes(&ended);
+        ended
     }
 
     /// The host clusters of what was freed that the file may forget: those
@@ -595,10 +614,13 @@ impl Allocator {
         let mut forgettable = Vec::new();
         for freed in ended.iter().filter(|freed| freed.punch) {
             for cluster in clusters_of(frame, freed.span) {
-                if self.refcount(shard, frame, cluster).await? == 1 {
+                let start = cluster << frame.geometry.cluster_bits;
+                let bytes = Span::new(start, frame.geometry.cluster_size);
+                let is_last = self.refcount(shard, frame, cluster).await? == 1;
+                // A damaged entry may point at the image's own structures.
+                if is_last && frame.reserved.find(bytes).is_none() {
                     self.end_packing_in(frame, cluster);
-                    let start = cluster << frame.geometry.cluster_bits;
-                    forgettable.push(Span::new(start, frame.geometry.cluster_size));
+                    forgettable.push(bytes);
                 }
             }
         }
@@ -616,19 +638,23 @@ impl Allocator {
         while let Some(freed) = ended.last() {
             frame.file.event(shard, Event::ClusterFree).await;
             let clusters = clusters_of(frame, freed.span);
-            let result = self.change(shard, frame, clusters, false).await;
-            // EINVAL: the count contradicts its references. Trying again would
-            // not help.
-            if matches!(result, Ok(()) | Err(Errno::EINVAL)) {
-                ended.pop();
+            match self.change(shard, frame, clusters, false).await {
+                Ok(()) => {}
+                // No request is to blame for it, and trying again would not help.
+                Err(Errno::EINVAL) => frame.notify.send(Notice::Message(format!(
+                    "qcow2_free_clusters failed: {}",
+                    error_text(Errno::EINVAL)
+                ))),
+                Err(errno) => return Err(errno),
             }
-            result?;
+            ended.pop();
         }
         Ok(())
     }
 
     /// Puts what was taken off the list where it was.
     pub(crate) fn put_back(&mut self, ended: &mut Vec<Freed>) {
+        self.waiting += reusable_bytes(ended);
         ended.append(&mut self.freed);
         std::mem::swap(ended, &mut self.freed);
     }
@@ -716,6 +742,11 @@ impl Allocator {
     pub(crate) fn table(&self) -> (Span, &[u64]) {
         (self.table_span, &self.table)
     }
+}
+
+fn reusable_bytes(freed: &[Freed]) -> u64 {
+    let reusable = freed.iter().filter(|freed| freed.reusable);
+    reusable.map(|freed| freed.span.len).sum()
 }
 
 /// The clusters that a range touches.

@@ -26,7 +26,7 @@ use super::bitmap_directory::{
     FLAGS_OFFSET, IN_USE, NotStorable, entry_size, parse, serialize,
 };
 use super::bitmap_table::{Piece, check_table, runs};
-use super::frame::Frame;
+use super::frame::{Frame, read_words, word_bytes};
 use super::header::{AUTOCLEAR_BITMAPS, BitmapsExtension, Header};
 use super::image::Qcow2;
 use super::reserved::Structure;
@@ -195,11 +195,7 @@ async fn read_table(shard: &Shard, frame: &Frame, entry: &DirectoryEntry) -> IoR
     if end.is_none_or(|end| end > DISK_SIZE_MAX) {
         return Err(Errno::EIO);
     }
-    let bytes = frame
-        .read_bytes(shard, Span::new(entry.table_offset, len))
-        .await?;
-    let (words, _) = bytes.as_chunks::<8>();
-    let table: Vec<u64> = words.iter().map(|&word| u64::from_be_bytes(word)).collect();
+    let table = read_words(shard, &frame.file, Span::new(entry.table_offset, len)).await?;
     check_table(&table, &frame.geometry)?;
     Ok(table)
 }
@@ -336,6 +332,10 @@ impl Qcow2 {
         shard: &Shard,
         stored: &[StoredBitmap],
     ) -> Result<(), BitmapsError> {
+        if !self.frame.is_usable() {
+            // As it is closed: what is in the file stays as it is, in use.
+            return Ok(());
+        }
         let mut bitmaps = self.bitmaps.lock().await;
         let mut taken = Vec::new();
         let result = self
@@ -393,6 +393,7 @@ impl Qcow2 {
         shard: &Shard,
         name: &str,
     ) -> Result<(), BitmapsError> {
+        self.frame.check_usable().map_err(BitmapsError::Commit)?;
         let mut bitmaps = self.bitmaps.lock().await;
         let (gone, held): (Vec<_>, Vec<_>) = bitmaps
             .held
@@ -476,7 +477,7 @@ impl Qcow2 {
             }
             next = end;
         }
-        let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        let bytes = word_bytes(&table);
         let offset = self.take(shard, bytes.len() as u64, taken).await?;
         self.frame.write_bytes(shard, offset, &bytes).await?;
         let len = u32::try_from(len).map_err(|_| Errno::EFBIG)?;

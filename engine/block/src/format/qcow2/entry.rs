@@ -4,7 +4,7 @@ use super::geometry::Geometry;
 use super::tables::RawEntry;
 
 /// The cluster referred to has no other reference: it may be written in place.
-const COPIED: u64 = 1 << 63;
+pub(crate) const COPIED: u64 = 1 << 63;
 /// An L2 entry of a compressed cluster.
 pub(crate) const COMPRESSED: u64 = 1 << 62;
 /// A standard L2 entry that reads as zeroes.

@@ -6,20 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use ringback_ring::{Buf, Errno, IoResult, Shard};
 
 use super::geometry::Geometry;
+use super::header::INCOMPATIBLE_OFFSET;
+pub(crate) use super::header::{INCOMPATIBLE_CORRUPT as CORRUPT, INCOMPATIBLE_DIRTY as DIRTY};
 use super::reserved::{Reserved, Structure};
 use crate::child::Child;
 use crate::exclusive::Exclusive;
 use crate::notice::{Notice, Notify};
 use crate::span::Span;
 use crate::units::in_memory;
-
-/// Where the incompatible feature bits stand in the header.
-const INCOMPATIBLE_OFFSET: u64 = 72;
-
-/// Refcounts may be wrong: they have to be made anew.
-pub(crate) const DIRTY: u64 = 1 << 0;
-/// Structures contradict each other.
-pub(crate) const CORRUPT: u64 = 1 << 1;
 
 /// A number as C's `%#x` has it, which QEMU's messages do: zero has no prefix.
 pub(crate) fn hex(number: u64) -> String {
@@ -40,8 +34,9 @@ pub(crate) struct Frame {
     pub(crate) version: u32,
     pub(crate) writable: bool,
     pub(crate) notify: Notify,
-    /// Held by whoever writes the header's first sector: the feature bits are in
-    /// it, too.
+    /// Orders writes of the feature bits against each other and against a
+    /// rewrite of the whole header. What else writes into the header holds the
+    /// allocator, as a rewrite does, or runs alone.
     pub(crate) header_writes: Exclusive<()>,
     incompatible: AtomicU64,
     /// Found corrupt in a way that nothing more can be done with it.
@@ -92,19 +87,24 @@ impl Frame {
         self.incompatible.load(Ordering::Acquire)
     }
 
-    /// Sets or clears a feature bit, here and in the file. Not made durable.
+    /// Sets or clears a feature bit, first in the file and then here: nobody acts
+    /// on a bit that a power cut could take back. One that is set is durable.
     pub(crate) async fn set_feature(&self, shard: &Shard, bit: u64, set: bool) -> IoResult<()> {
         let _alone = self.header_writes.lock().await;
-        let bits = if set {
-            self.incompatible.fetch_or(bit, Ordering::AcqRel) | bit
-        } else {
-            self.incompatible.fetch_and(!bit, Ordering::AcqRel) & !bit
-        };
-        if self.version < 3 {
+        let old = self.incompatible();
+        let new = if set { old | bit } else { old & !bit };
+        if old == new {
             return Ok(());
         }
-        self.write_bytes(shard, INCOMPATIBLE_OFFSET, &bits.to_be_bytes())
-            .await
+        if self.version >= 3 {
+            self.write_bytes(shard, INCOMPATIBLE_OFFSET, &new.to_be_bytes())
+                .await?;
+            if set {
+                self.file.flush(shard).await?;
+            }
+        }
+        self.incompatible.store(new, Ordering::Release);
+        Ok(())
     }
 
     /// Tells about a corruption. A fatal one, found on an image that is open for
@@ -130,10 +130,7 @@ impl Frame {
         }
         if ends {
             // If this fails as well there is nothing left to try.
-            let marked = self.set_feature(shard, CORRUPT, true).await;
-            if marked.is_ok() {
-                let _ = self.file.flush(shard).await;
-            }
+            let _ = self.set_feature(shard, CORRUPT, true).await;
         }
         Errno::EIO
     }
@@ -204,4 +201,16 @@ pub(crate) async fn write_bytes(
         file.write(shard, piece, buf, window).await.0?;
     }
     Ok(())
+}
+
+/// Reads a table of big-endian words.
+pub(crate) async fn read_words(shard: &Shard, file: &Child, span: Span) -> IoResult<Vec<u64>> {
+    let bytes = read_bytes(shard, file, span).await?;
+    let (words, _) = bytes.as_chunks::<8>();
+    Ok(words.iter().map(|&word| u64::from_be_bytes(word)).collect())
+}
+
+/// A table as it stands in the file.
+pub(crate) fn word_bytes(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_be_bytes()).collect()
 }

@@ -1,7 +1,7 @@
 //! The numbers that follow from an image's header.
 
 use crate::span::Span;
-use crate::units::in_memory;
+use crate::units::{DISK_SIZE_MAX, in_memory};
 
 /// Sizes of an image's structures; everything but `cluster_bits` is derived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +125,11 @@ impl Geometry {
     pub(crate) fn subcluster(&self, offset: u64) -> u32 {
         let index = self.in_cluster(offset) / self.subcluster_size;
         u32::try_from(index).expect("at most 32 subclusters")
+    }
+
+    /// Whether a cluster can lie at this offset of a file.
+    pub(crate) fn is_place(&self, offset: u64) -> bool {
+        self.in_cluster(offset) == 0 && offset <= DISK_SIZE_MAX - self.cluster_size
     }
 
     /// Refcounts that one block holds.

@@ -18,11 +18,17 @@ const LENGTH_MIN: u32 = 104;
 const LENGTH_OLD: u32 = 72;
 /// Bytes of what is written today: with the compression type, and padding.
 const LENGTH: u32 = 112;
+/// Where the incompatible feature bits stand.
+pub(crate) const INCOMPATIBLE_OFFSET: u64 = 72;
+/// Where offset and length of the refcount table stand.
+pub(crate) const REFCOUNT_TABLE_POINTER_OFFSET: u64 = 48;
 /// Enough for [`Header::peek_cluster_size`].
 pub const PEEK_BYTES: u64 = 112;
 
-const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
-const SNAPSHOTS_MAX: u32 = 65_536;
+/// No refcount table is longer, in bytes.
+pub(crate) const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
+/// No image has more internal snapshots.
+pub(crate) const SNAPSHOTS_MAX: u32 = 65_536;
 /// The least that an entry of the snapshot table takes.
 const SNAPSHOT_BYTES_MIN: u64 = 40;
 /// No L1 table is longer: 32 MiB.

@@ -148,7 +148,7 @@ impl Qcow2 {
             match self.tables.missing(slice).await {
                 Missing::Nothing => {}
                 Missing::Table => return Ok(None),
-                Missing::Load { l1_entry } => self.load(shard, slice, l1_entry).await?,
+                Missing::Load { l1_entry } => Box::pin(self.load(shard, slice, l1_entry)).await?,
             }
         }
     }

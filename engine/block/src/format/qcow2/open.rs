@@ -2,10 +2,10 @@
 
 use ringback_ring::{Errno, Shard, error_text};
 
-use super::allocator::Allocator;
+use super::allocator::{Allocator, block_offset};
 use super::check::{CheckError, Finding, Repair, check};
 use super::entry::offset_of;
-use super::frame::{DIRTY, Frame, read_bytes};
+use super::frame::{DIRTY, Frame, read_bytes, read_words};
 use super::geometry::Geometry;
 use super::header::{Header, HeaderError, OpenMode, PEEK_BYTES};
 use super::image::{DataFile, DiscardRules, Parts, Qcow2};
@@ -155,14 +155,21 @@ impl Qcow2 {
         data_file: Option<Child>,
         options: &OpenOptions,
     ) -> Result<Self, Qcow2Error> {
-        let image = Self::open_as_it_is(shard, file.clone(), data_file.clone(), options).await?;
-        if !options.write || image.frame.incompatible() & DIRTY == 0 {
-            return Ok(image);
+        let mut image =
+            Self::open_as_it_is(shard, file.clone(), data_file.clone(), options).await?;
+        if options.write && image.frame.incompatible() & DIRTY != 0 {
+            // What was loaded is about to change.
+            drop(image);
+            Box::pin(repair_dirty(shard, &file, options)).await?;
+            image = Self::open_as_it_is(shard, file, data_file, options).await?;
         }
-        // What was loaded is about to change.
-        drop(image);
-        Box::pin(repair_dirty(shard, &file, options)).await?;
-        Self::open_as_it_is(shard, file, data_file, options).await
+        if options.write {
+            image
+                .begin_writing(shard)
+                .await
+                .map_err(Qcow2Error::UpdateHeader)?;
+        }
+        Ok(image)
     }
 
     async fn open_as_it_is(
@@ -244,21 +251,17 @@ impl Qcow2 {
             data_file,
             discard: options.discard,
             compression: header.compression,
-            lazy_refcounts: options
-                .lazy_refcounts
-                .unwrap_or_else(|| header.has_lazy_refcounts()),
+            // Version 2 could not say that it is dirty.
+            lazy_refcounts: header.version >= 3
+                && options
+                    .lazy_refcounts
+                    .unwrap_or_else(|| header.has_lazy_refcounts()),
             size: disk.size,
             header,
             loaded,
             snapshots,
             shards: shard.set().count(),
         });
-        if options.write {
-            image
-                .begin_writing(shard)
-                .await
-                .map_err(Qcow2Error::UpdateHeader)?;
-        }
         Ok(image)
     }
 
@@ -340,13 +343,6 @@ fn cache_sizes(geometry: &Geometry, disk_size: u64, options: &OpenOptions) -> (u
     )
 }
 
-/// A table of big-endian words.
-pub(super) async fn read_words(shard: &Shard, file: &Child, span: Span) -> Result<Vec<u64>, Errno> {
-    let bytes = read_bytes(shard, file, span).await?;
-    let (words, _) = bytes.as_chunks::<8>();
-    Ok(words.iter().map(|&word| u64::from_be_bytes(word)).collect())
-}
-
 fn reserve(
     reserved: &Reserved,
     geometry: &Geometry,
@@ -368,8 +364,8 @@ fn reserve(
             reserved.add(cluster(offset), Structure::ActiveL2);
         }
     }
-    for offset in refcount_table.iter().map(|&entry| offset_of(entry)) {
-        if offset != 0 {
+    for offset in refcount_table.iter().map(|&entry| block_offset(entry)) {
+        if offset != 0 && geometry.is_place(offset) {
             reserved.add(cluster(offset), Structure::RefcountBlock);
         }
     }

@@ -25,6 +25,9 @@ impl Qcow2 {
             let part = self.within_slice(rest);
             self.preallocate_part(shard, backing, part, (added, mode))
                 .await?;
+            self.write_back_if_crowded(shard)
+                .await
+                .map_err(ResizeError::Preallocate)?;
             rest = Span::between(part.end(), rest.end());
             shard.yield_now().await;
         }

@@ -75,7 +75,7 @@ impl Qcow2 {
                 buf[window].fill(0);
                 (Ok(()), buf)
             }
-            (Place::Compressed(stream), _) => match self.unpack(shard, stream).await {
+            (Place::Compressed(stream), _) => match Box::pin(self.unpack(shard, stream)).await {
                 Ok(cluster) => {
                     let start = in_memory(self.frame.geometry.in_cluster(part.offset));
                     let bytes = &cluster[start..start + window.len()];

@@ -23,6 +23,7 @@ use ringback_ring::{Errno, IoResult, Shard};
 
 use super::allocator::Allocator;
 use super::entry::{Entry, offset_of};
+use super::frame::word_bytes;
 use super::header::L1_ENTRIES_MAX;
 use super::image::{DataFile, Qcow2};
 use super::lookup::Purpose;
@@ -41,6 +42,9 @@ const SIZE_OFFSET: u64 = 24;
 const L1_POINTER_OFFSET: u64 = 36;
 /// Where the number of snapshots stands.
 const SNAPSHOT_COUNT_OFFSET: u64 = 60;
+
+/// So many ended references wait for a write-back at the most, about.
+const RELEASED_MAX: usize = 1 << 16;
 
 impl Qcow2 {
     /// Makes the disk exactly `size` bytes long. What is added reads as zeroes,
@@ -238,18 +242,30 @@ impl Qcow2 {
         while !rest.is_empty() && self.tables.l1_entry(geometry.l1_index(first)) != 0 {
             let part = self.within_slice(rest);
             dropped |= self.drop_entries(shard, part).await?;
+            self.write_back_if_crowded(shard).await?;
             rest = Span::between(part.end(), rest.end());
         }
         for index in geometry.l1_index(table_end)..self.tables.l1_len() {
             if self.tables.l1_entry(index) != 0 {
                 self.drop_table(shard, index).await?;
                 dropped = true;
+                self.settle_if_much_waits(shard).await?;
             }
         }
         if dropped {
             self.flush(shard).await?;
         }
         Ok(())
+    }
+
+    /// What has been let go of is remembered until a write-back: not without
+    /// bound.
+    async fn settle_if_much_waits(&self, shard: &Shard) -> IoResult<()> {
+        let waiting = self.allocator.lock().await.released_count();
+        if waiting < RELEASED_MAX {
+            return Ok(());
+        }
+        self.flush(shard).await
     }
 
     /// Whole clusters in one slice hold nothing any more. False: as before.
@@ -383,10 +399,7 @@ impl Qcow2 {
         file.flush(shard).await?;
         file.event(shard, Event::L1GrowWriteTable).await;
         let (_, entries) = self.tables.l1();
-        let mut bytes: Vec<u8> = entries
-            .iter()
-            .flat_map(|entry| entry.to_be_bytes())
-            .collect();
+        let mut bytes = word_bytes(&entries);
         bytes.resize(crate::units::in_memory(table.len), 0);
         self.frame.write_bytes(shard, table.offset, &bytes).await?;
         file.flush(shard).await

@@ -12,9 +12,8 @@ use std::collections::BTreeSet;
 use ringback_ring::{Errno, Shard};
 
 use super::entry::offset_of;
-use super::frame::{Frame, read_bytes};
+use super::frame::{Frame, read_bytes, read_words};
 use super::header::Header;
-use super::open::read_words;
 use super::reserved::Structure;
 use crate::child::Child;
 use crate::span::Span;
@@ -22,9 +21,9 @@ use crate::units::{DISK_SIZE_MAX, SECTOR, in_memory};
 use ringback_ring::error_text;
 
 /// Bytes of an entry before its extra data.
-const FIXED: usize = 40;
-const EXTRA_MAX: u32 = 1024;
-const TABLE_BYTES_MAX: u64 = 64 << 20;
+pub(super) const FIXED: usize = 40;
+pub(super) const EXTRA_MAX: u32 = 1024;
+pub(super) const TABLE_BYTES_MAX: u64 = 64 << 20;
 /// The table's length is not written anywhere: it is read in pieces.
 const PIECE: u64 = 64 << 10;
 const L1_BYTES_MAX: u64 = 32 << 20;

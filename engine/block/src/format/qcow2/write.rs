@@ -107,7 +107,8 @@ impl Qcow2 {
         };
         let window = window.start..window.start + in_memory(run.len);
         let span = Span::new(rest.offset, run.len);
-        self.write_mapping(shard, backing, span, buf, window).await
+        // Boxed: the rare way would make every request large.
+        Box::pin(self.write_mapping(shard, backing, span, buf, window)).await
     }
 
     /// Guest bytes to a place in the data file.
@@ -255,6 +256,13 @@ impl Qcow2 {
         buf: Buf,
         window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
+        // All of it, before any of it is touched.
+        if self.data_file.is_none() {
+            let host = plan.place_span(plan.filled);
+            if let Err(errno) = self.frame.check_overlap(shard, host, None).await {
+                return (Err(errno), buf);
+            }
+        }
         let head = Span::between(plan.filled.offset, plan.span.offset);
         let tail = Span::between(plan.span.end(), plan.filled.end());
         if head.is_empty() && tail.is_empty() {
@@ -399,8 +407,11 @@ impl Qcow2 {
 
     /// Makes the mapping point at what has been written.
     async fn link(&self, shard: &Shard, plan: &Plan) -> IoResult<()> {
-        if plan.fresh.is_some() {
-            self.set_dirty_if_lazy(shard).await?;
+        if plan.fresh.is_some()
+            && let Err(errno) = self.set_dirty_if_lazy(shard).await
+        {
+            self.give_back(shard, plan).await;
+            return Err(errno);
         }
         let geometry = &self.frame.geometry;
         let clusters = plan.clusters.pieces(geometry.cluster_size);
@@ -446,8 +457,7 @@ impl Qcow2 {
         if !self.lazy_refcounts || self.frame.incompatible() & DIRTY != 0 {
             return Ok(());
         }
-        self.frame.set_feature(shard, DIRTY, true).await?;
-        self.frame.file.flush(shard).await
+        self.frame.set_feature(shard, DIRTY, true).await
     }
 
     /// Replaces the entries of neighbouring clusters in one slice, whose L2

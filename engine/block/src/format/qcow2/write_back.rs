@@ -22,10 +22,12 @@ use ringback_ring::{IoResult, Shard, error_text};
 use super::entry::offset_of;
 use super::frame::DIRTY;
 use super::image::Qcow2;
+use super::reserved::Structure;
 use super::tables::{DirtyL1Entry, DirtySlice};
 use crate::event::Event;
 use crate::notice::Notice;
 use crate::planted::{self, Fault};
+use crate::span::Span;
 
 /// Neighbouring slices are written as one, up to this many bytes.
 const MERGE_MAX: usize = 1 << 20;
@@ -186,6 +188,10 @@ impl Qcow2 {
                 count += 1;
             }
             rest = &rest[count..];
+            let span = Span::new(start, bytes.len() as u64);
+            self.frame
+                .check_overlap(shard, span, Some(Structure::ActiveL2))
+                .await?;
             self.frame.file.event(shard, Event::L2Update).await;
             self.frame.write_bytes(shard, start, &bytes).await?;
         }

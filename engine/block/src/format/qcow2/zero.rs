@@ -362,7 +362,10 @@ impl Qcow2 {
         if self.discard.keep_clusters {
             for host in old.iter().filter_map(Entry::own_host) {
                 let cluster = Span::new(host, self.cluster_size());
-                self.frame.file.discard(shard, cluster).await?;
+                // A damaged entry may point at the image's own structures.
+                if self.frame.reserved.find(cluster).is_none() {
+                    self.frame.file.discard(shard, cluster).await?;
+                }
             }
         }
         Ok(())

@@ -7,11 +7,9 @@ use ringback_ring::IoResult;
 
 use super::walk::{Kind, Walked};
 use super::{Checker, Finding, Repair, TABLES_MIN, TABLES_PER_FILE};
-use crate::format::qcow2::entry::{is_copied, offset_of};
+use crate::format::qcow2::entry::{COPIED, is_copied, offset_of};
 use crate::span::Span;
 use crate::units::in_memory;
-
-pub(super) const COPIED: u64 = 1 << 63;
 
 impl Checker<'_> {
     /// Checks the flags of the active mapping, and sets them right. Refcounts

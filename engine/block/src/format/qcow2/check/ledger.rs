@@ -5,17 +5,16 @@ use std::collections::BTreeMap;
 use ringback_ring::{Errno, IoResult, Shard};
 
 use crate::child::Child;
+use crate::format::qcow2::allocator::block_offset;
 use crate::format::qcow2::frame::{read_bytes, write_bytes};
 use crate::format::qcow2::geometry::Geometry;
 use crate::format::qcow2::refcounts;
 use crate::span::Span;
-use crate::units::{DISK_SIZE_MAX, in_memory};
+use crate::units::in_memory;
 
 /// Bytes of blocks that are kept in memory, but at least [`BLOCKS_MIN`].
 const CACHE_BYTES: u64 = 4 << 20;
 const BLOCKS_MIN: u64 = 4;
-/// Bits of a refcount table entry that hold the block's offset.
-const OFFSET_MASK: u64 = !0x1ff;
 
 #[derive(Debug)]
 struct Block {
@@ -51,26 +50,20 @@ impl Ledger {
         let entry = usize::try_from(index)
             .ok()
             .and_then(|index| self.table.get(index));
-        entry.copied().unwrap_or(0) & OFFSET_MASK
-    }
-
-    /// Whether a block can lie there.
-    fn is_readable(&self, offset: u64) -> bool {
-        self.geometry.in_cluster(offset) == 0
-            && offset <= DISK_SIZE_MAX - self.geometry.cluster_size
+        entry.map_or(0, |&entry| block_offset(entry))
     }
 
     /// Whether the block that counts a cluster lies nowhere sensible.
     pub(super) fn is_misplaced(&self, cluster: u64) -> bool {
         let (index, _) = self.place(cluster);
-        !self.is_readable(self.block_offset(index))
+        !self.geometry.is_place(self.block_offset(index))
     }
 
     /// Offsets of all blocks.
     pub(super) fn block_offsets(&self) -> impl Iterator<Item = u64> {
         self.table
             .iter()
-            .map(|entry| entry & OFFSET_MASK)
+            .map(|&entry| block_offset(entry))
             .filter(|&offset| offset != 0)
     }
 
@@ -85,7 +78,7 @@ impl Ledger {
         if !self.blocks.contains_key(&index) {
             let offset = self.block_offset(index);
             let cluster_size = self.geometry.cluster_size;
-            if !self.is_readable(offset) {
+            if !self.geometry.is_place(offset) {
                 return Err(Errno::EIO);
             }
             self.make_room(shard, file).await?;

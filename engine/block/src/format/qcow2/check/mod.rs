@@ -49,13 +49,13 @@ use self::ledger::Ledger;
 use self::snapshot_table::Snapshot;
 use super::frame::{read_bytes, write_bytes};
 use super::geometry::Geometry;
-use super::header::{Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, OpenMode};
+use super::header::{
+    Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, INCOMPATIBLE_OFFSET, OpenMode,
+};
 use super::open::read_header;
 use crate::child::Child;
 use crate::span::Span;
 
-/// Where the incompatible feature bits stand in the header.
-const INCOMPATIBLE_OFFSET: u64 = 72;
 /// No file of more clusters is checked; QEMU's limit.
 const CLUSTERS_MAX: u64 = i32::MAX as u64;
 /// All tables together may be so many times as long as the file.

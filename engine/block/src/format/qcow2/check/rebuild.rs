@@ -7,14 +7,11 @@ use ringback_ring::{Errno, IoResult};
 use super::Checker;
 use super::census::Census;
 use super::ledger::Ledger;
+use crate::format::qcow2::frame::word_bytes;
+use crate::format::qcow2::header::{REFCOUNT_TABLE_BYTES_MAX, REFCOUNT_TABLE_POINTER_OFFSET};
 use crate::format::qcow2::refcounts;
 use crate::span::Span;
 use crate::units::in_memory;
-
-/// No larger refcount table is made, in bytes.
-const TABLE_BYTES_MAX: u64 = 8 << 20;
-/// Where offset and length of the refcount table stand in the header.
-const TABLE_POINTER_OFFSET: u64 = 48;
 
 /// Where the new structure will lie.
 struct Plan<'a> {
@@ -79,7 +76,7 @@ impl Plan<'_> {
         };
         let mut count = needed(self);
         loop {
-            if count * cluster_size > TABLE_BYTES_MAX {
+            if count * cluster_size > REFCOUNT_TABLE_BYTES_MAX {
                 return Err(Errno::EFBIG);
             }
             let first = self.take(count, 0);
@@ -125,16 +122,13 @@ impl Checker<'_> {
             self.write(cluster << bits, &bytes).await?;
             entries[in_memory(index)] = cluster << bits;
         }
-        let bytes: Vec<u8> = entries
-            .iter()
-            .flat_map(|entry: &u64| entry.to_be_bytes())
-            .collect();
+        let bytes = word_bytes(&entries);
         self.write(table << bits, &bytes).await?;
         self.file.flush(self.shard).await?;
         let clusters = u32::try_from(table_clusters).map_err(|_| Errno::EFBIG)?;
         let mut pointer = (table << bits).to_be_bytes().to_vec();
         pointer.extend_from_slice(&clusters.to_be_bytes());
-        self.write(TABLE_POINTER_OFFSET, &pointer).await?;
+        self.write(REFCOUNT_TABLE_POINTER_OFFSET, &pointer).await?;
         self.file.flush(self.shard).await?;
         let span = Span::new(table << bits, table_clusters * cluster_size);
         self.ledger = Ledger::new(self.geometry, entries, span);

@@ -5,23 +5,19 @@ use ringback_ring::{Errno, IoResult};
 use super::census::Census;
 use super::{Checker, Finding, Repair};
 use crate::format::qcow2::geometry::Geometry;
+use crate::format::qcow2::header::{L1_ENTRIES_MAX, SNAPSHOTS_MAX};
+use crate::format::qcow2::snapshots::{EXTRA_MAX, FIXED, TABLE_BYTES_MAX};
 use crate::span::Span;
 use crate::units::in_memory;
 
-/// Bytes of an entry before its extra data.
-const FIXED: usize = 40;
 /// Bytes of extra data that have a meaning today.
 const KNOWN_EXTRA: usize = 24;
 /// Bytes of extra data that version 3 asks for.
 const REQUIRED_EXTRA: u32 = 16;
-const EXTRA_MAX: u32 = 1024;
-pub(super) const SNAPSHOTS_MAX: u32 = 65_536;
-const TABLE_BYTES_MAX: u64 = 64 << 20;
 /// Where count and offset of the table stand in the header.
 const POINTER_OFFSET: u64 = 60;
 /// Bytes that are read at a time: more than any entry has.
 const WINDOW: u64 = 1 << 20;
-const L1_ENTRIES_MAX: u32 = (32 << 20) / 8;
 
 /// An entry.
 #[derive(Clone, Debug)]

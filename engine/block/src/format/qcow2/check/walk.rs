@@ -300,7 +300,7 @@ impl Checker<'_> {
             self.corruption(&Finding::CompressedCopied { host: stream.host });
             self.complete = false;
         }
-        let entry = word & !super::copied::COPIED;
+        let entry = word & !crate::format::qcow2::entry::COPIED;
         if self.header.has_data_file() {
             self.corruption(&Finding::CompressedWithDataFile { index, entry });
             return false;
