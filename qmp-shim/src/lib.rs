@@ -32,6 +32,8 @@
 #![forbid(unsafe_code)]
 
 pub mod blockdev;
+pub mod command;
+pub mod command_error;
 pub mod error;
 pub mod json;
 pub mod keyval;

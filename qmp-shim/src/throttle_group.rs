@@ -210,7 +210,7 @@ impl ThrottleGroupOptions {
         Self::read(Reader::new(arguments, Leaves::Typed))
     }
 
-    fn read(mut reader: Reader<'_>) -> Result<Self> {
+    pub(crate) fn read(mut reader: Reader<'_>) -> Result<Self> {
         let kind = reader.required("qom-type", Reader::text)?;
         if kind != "throttle-group" {
             return Err(unknown_object(kind));

@@ -127,6 +127,8 @@ pub struct Reader<'a> {
     known: Vec<&'static str>,
     /// Names whose inner members somebody has asked for, in a flat map.
     known_inside: Vec<&'static str>,
+    /// Whether any name is good.
+    is_open: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -156,6 +158,7 @@ impl<'a> Reader<'a> {
             owner: Owner::Nobody,
             known: Vec::new(),
             known_inside: Vec::new(),
+            is_open: false,
         }
     }
 
@@ -385,6 +388,54 @@ impl<'a> Reader<'a> {
         u32::try_from(value).map(Some).map_err(out_of_range)
     }
 
+    /// An unsigned integer of 16 bits.
+    ///
+    /// # Errors
+    ///
+    /// When it is something else or out of that range.
+    pub fn unsigned_16(&mut self, name: &'static str) -> Result<Option<u16>> {
+        let Some(value) = self.unsigned(name)? else {
+            return Ok(None);
+        };
+        let out_of_range = |_| OptionError::Expects {
+            path: name.to_owned(),
+            wanted: "uint16_t",
+        };
+        u16::try_from(value).map(Some).map_err(out_of_range)
+    }
+
+    /// A list of unsigned integers of 64 bits, in a tree of JSON values.
+    ///
+    /// # Errors
+    ///
+    /// When it is no list, or an element is something else or out of that range.
+    pub fn list_of_unsigned(&mut self, name: &'static str) -> Result<Option<Vec<u64>>> {
+        let Some(elements) = self.elements(name)? else {
+            return Ok(None);
+        };
+        let read = |(index, value): (usize, &Value)| {
+            let number = value.as_u64();
+            let number = number.or_else(|| value.as_i64().map(i64::cast_unsigned));
+            number.ok_or_else(|| OptionError::Expects {
+                path: self.element_path(name, index),
+                wanted: "uint64",
+            })
+        };
+        let numbers = elements.iter().enumerate().map(read);
+        numbers.collect::<Result<_>>().map(Some)
+    }
+
+    /// A value of any type, in a tree of JSON values. Null is a value.
+    pub fn any(&mut self, name: &'static str) -> Option<&'a Value> {
+        self.take(name)
+    }
+
+    /// All members of an object for which there are no rules. They all count as read.
+    pub fn all(&mut self) -> &'a Map<String, Value> {
+        self.is_open = true;
+        self.members
+    }
+
     /// A size in bytes.
     ///
     /// # Errors
@@ -542,6 +593,28 @@ impl<'a> Reader<'a> {
         is_null
     }
 
+    /// A string or null, which is an inner `None`. `wanted` is what QEMU calls this pair in
+    /// errors.
+    ///
+    /// # Errors
+    ///
+    /// When it is something else.
+    pub fn text_or_null(
+        &mut self,
+        name: &'static str,
+        wanted: &'static str,
+    ) -> Result<Option<Option<String>>> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Null) => Ok(Some(None)),
+            Some(Value::String(text)) => Ok(Some(Some(text.clone()))),
+            Some(_) => Err(OptionError::WrongType {
+                path: name.to_owned(),
+                wanted,
+            }),
+        }
+    }
+
     /// A string or an object. `wanted` is what QEMU calls this pair in errors.
     ///
     /// # Errors
@@ -635,7 +708,7 @@ impl<'a> Reader<'a> {
                 let rest = key.strip_prefix(name);
                 rest.is_some_and(|rest| rest.starts_with('.'))
             };
-            self.known.contains(&key) || self.known_inside.iter().any(inside)
+            self.is_open || self.known.contains(&key) || self.known_inside.iter().any(inside)
         };
         match self.inner_keys().find(|key| !is_known(key)) {
             None => Ok(()),
