@@ -36,6 +36,7 @@ use crate::size::parse_size;
 mod flat;
 
 pub use flat::FlatChild;
+pub(crate) use flat::{opts_number, opts_size};
 
 /// What the leaves of a tree are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -383,6 +384,22 @@ impl<'a> Reader<'a> {
             wanted: "uint32_t",
         };
         u32::try_from(value).map(Some).map_err(out_of_range)
+    }
+
+    /// An unsigned integer of 16 bits.
+    ///
+    /// # Errors
+    ///
+    /// When it is something else or out of that range.
+    pub fn unsigned_16(&mut self, name: &'static str) -> Result<Option<u16>> {
+        let Some(value) = self.unsigned(name)? else {
+            return Ok(None);
+        };
+        let out_of_range = |_| OptionError::Expects {
+            path: name.to_owned(),
+            wanted: "uint16_t",
+        };
+        u16::try_from(value).map(Some).map_err(out_of_range)
     }
 
     /// A size in bytes.
