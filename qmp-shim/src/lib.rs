@@ -17,6 +17,7 @@
 //! - [`blockdev`]: the options of a node, which is what `--blockdev` and `blockdev-add`
 //!   take;
 //! - [`open`]: the older way to say which image, by file name and flat options;
+//! - [`command_line`]: the options of `ringback daemon`, and what each of them takes;
 //! - [`throttle_group`]: the object that `throttle` nodes share;
 //! - [`opts`]: the older, flat text of `--image-opts` and `-o`;
 //! - [`size`] and [`number`]: `64k`, `1.5G`, `0x200`;
@@ -37,6 +38,7 @@
 pub mod blockdev;
 pub mod command;
 pub mod command_error;
+pub mod command_line;
 pub mod error;
 pub mod json;
 pub mod keyval;
