@@ -4,6 +4,7 @@
 //! image answers a text.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use ringback_block::event::Event;
@@ -606,7 +607,15 @@ impl State {
                 .add_throttle_group(shard, &group.id, open::limits(&group.limits))
                 .map_err(|error| error.to_string())?;
         }
-        let mut chain = open::open(shard, &mut graph, notify(), node, is_first).await?;
+        let mut chain = open::open(
+            shard,
+            &mut graph,
+            notify(),
+            node,
+            is_first,
+            &mut BTreeMap::new(),
+        )
+        .await?;
         for warning in &chain.warnings {
             complain(&format!("qemu-io: warning: {warning}"));
         }
