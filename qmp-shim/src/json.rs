@@ -189,6 +189,13 @@ mod tests {
             ("{1:2, $", "JSON parse error, stray '$'"),
             ("{]$", "JSON parse error, expecting value"),
             ("{a:1", "JSON parse error, invalid keyword 'a'"),
+            ("{1:2}", "JSON parse error, key is not a string in object"),
+            (
+                "{[{}]:2}",
+                "JSON parse error, key is not a string in object",
+            ),
+            ("{[{]", "JSON parse error, expecting value"),
+            ("{{", "JSON parse error, premature EOI"),
             (
                 r#"{"a":[1}"#,
                 "JSON parse error, expected separator in list",

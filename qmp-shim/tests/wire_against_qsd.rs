@@ -355,8 +355,10 @@ impl Random {
             }
             _ => {}
         }
-        let first = self.below(members.len().max(1));
-        members.rotate_left(first.min(members.len()));
+        if !members.is_empty() {
+            let first = self.below(members.len());
+            members.rotate_left(first);
+        }
         format!("{{{}}}", members.join(self.pick(&[",", ", ", " , "])))
     }
 

@@ -31,6 +31,9 @@ enum Open {
     Object(Map<String, Value>, String),
     /// Elements so far.
     List(Vec<Value>),
+    /// An object or list in the place of a key. That is an error, but what is wrong inside
+    /// comes first.
+    Key,
 }
 
 struct Parser<'a> {
@@ -49,6 +52,12 @@ impl<'a> Parser<'a> {
         let bytes = &self.text[self.at..token.end];
         self.at = token.end;
         Ok((token.kind, bytes))
+    }
+
+    /// What the next token is, without taking it.
+    fn peek(&self) -> Result<Kind> {
+        let next = self.tokens.as_slice().first();
+        next.map(|token| token.kind).ok_or(JsonError::PrematureEnd)
     }
 
     fn next_kind(&mut self) -> Result<Kind> {
@@ -88,20 +97,16 @@ impl<'a> Parser<'a> {
     }
 
     fn begin_object(&mut self) -> Result<Option<Value>> {
-        let token = self.next()?;
-        if token.0 == Kind::Mark(b'}') {
+        if self.peek()? == Kind::Mark(b'}') {
+            self.next()?;
             return Ok(Some(Value::Object(Map::new())));
         }
-        let key = self.key(token)?;
-        self.open.push(Open::Object(Map::new(), key));
+        self.begin_member(Map::new())?;
         Ok(None)
     }
 
     fn begin_list(&mut self) -> Result<Option<Value>> {
-        // Look at the next token without taking it.
-        let next = self.tokens.as_slice().first();
-        let next = next.ok_or(JsonError::PrematureEnd)?;
-        if next.kind == Kind::Mark(b']') {
+        if self.peek()? == Kind::Mark(b']') {
             self.next()?;
             return Ok(Some(Value::Array(Vec::new())));
         }
@@ -109,21 +114,21 @@ impl<'a> Parser<'a> {
         Ok(None)
     }
 
-    /// A member's key, of which `token` is the first token, and its colon.
-    fn key(&mut self, token: (Kind, &[u8])) -> Result<String> {
-        let key = match token.0 {
-            Kind::String => unquote(token.1)?,
-            // What is no value says so; an object or list need not be read for that.
-            Kind::Mark(b'{' | b'[') => return Err(JsonError::KeyNotString),
-            Kind::Mark(_) | Kind::Number | Kind::Keyword => {
-                self.begin_value(token)?;
-                return Err(JsonError::KeyNotString);
-            }
-        };
-        match self.next_kind()? {
-            Kind::Mark(b':') => Ok(key),
-            _ => Err(JsonError::MissingColon),
+    /// Reads a key and its colon. The value is next.
+    fn begin_member(&mut self, members: Map<String, Value>) -> Result<()> {
+        if matches!(self.peek()?, Kind::Mark(b'{' | b'[')) {
+            self.open.push(Open::Key);
+            return Ok(());
         }
+        let token = self.next()?;
+        let Some(Value::String(key)) = self.begin_value(token)? else {
+            return Err(JsonError::KeyNotString);
+        };
+        if self.next_kind()? != Kind::Mark(b':') {
+            return Err(JsonError::MissingColon);
+        }
+        self.open.push(Open::Object(members, key));
+        Ok(())
     }
 
     /// Puts a finished value into the innermost open one, and reads what follows:
@@ -139,10 +144,9 @@ impl<'a> Parser<'a> {
                     Kind::Mark(b',') => {}
                     _ => return Err(JsonError::NoSeparatorInObject),
                 }
-                let token = self.next()?;
-                let key = self.key(token)?;
-                self.open.push(Open::Object(members, key));
+                self.begin_member(members)?;
             }
+            Open::Key => return Err(JsonError::KeyNotString),
             Open::List(mut elements) => {
                 elements.push(value);
                 match self.next_kind()? {
