@@ -3,14 +3,15 @@
 use ringback_block::copy::control::OnError;
 use ringback_block::filter::copy_before_write;
 use ringback_block::graph::{GraphError, Transaction};
-use ringback_block::job::backup::{Options, Sync};
-use ringback_block::job::{BackupRefusal, BackupSpec, BitmapMode, Flags, Group, JobRefusal};
+use ringback_block::job::backup::Options;
+use ringback_block::job::{
+    BackupRefusal, BackupSpec, BitmapMode, Flags, Group, JobRefusal, Jobs, SyncMode,
+};
 use ringback_qmp_shim::command::{
     ActionCompletionMode, BackupPerf, BitmapSyncMode, BlockdevBackup, BlockdevOnError,
     BlockdevSnapshot, MirrorSyncMode, TransactionAction,
 };
 use ringback_qmp_shim::command_error::CommandError;
-use ringback_qmp_shim::visit::Word;
 use serde_json::{Value, json};
 
 use super::Reply;
@@ -176,11 +177,6 @@ impl Control {
     fn backup_spec(&self, backup: &BlockdevBackup) -> Result<BackupSpec, CommandError> {
         let source = self.find_node(Some(&backup.device), Some(&backup.device))?;
         let target = self.find_node(Some(&backup.target), Some(&backup.target))?;
-        let (sync, bitmap_mode) = bitmap_mode(backup)?;
-        let bitmap = match (&backup.bitmap, bitmap_mode) {
-            (Some(name), Some(mode)) => Some((name.clone(), mode)),
-            _ => None,
-        };
         let perf = backup.x_perf.as_ref();
         if backup.discard_source == Some(true) {
             return Err(CommandError::generic(
@@ -194,8 +190,19 @@ impl Control {
             source,
             target,
             filter_node: backup.filter_node_name.clone(),
-            bitmap,
-            bitmap_only: sync == MirrorSyncMode::Bitmap,
+            sync: match backup.sync {
+                MirrorSyncMode::Top => SyncMode::Top,
+                MirrorSyncMode::Full => SyncMode::Full,
+                MirrorSyncMode::None => SyncMode::None,
+                MirrorSyncMode::Incremental => SyncMode::Incremental,
+                MirrorSyncMode::Bitmap => SyncMode::Bitmap,
+            },
+            bitmap: backup.bitmap.clone(),
+            bitmap_mode: backup.bitmap_mode.map(|mode| match mode {
+                BitmapSyncMode::Never => BitmapMode::Never,
+                BitmapSyncMode::OnSuccess => BitmapMode::OnSuccess,
+                BitmapSyncMode::Always => BitmapMode::Always,
+            }),
             filter: copy_before_write::Options {
                 on_cbw_error: on_cbw_error(backup.on_cbw_error),
                 cbw_timeout_ns: cbw_timeout_ns(backup.cbw_timeout),
@@ -204,23 +211,19 @@ impl Control {
                 ..copy_before_write::Options::default()
             },
             options: Options {
-                sync: match sync {
-                    MirrorSyncMode::None => Sync::None,
-                    MirrorSyncMode::Top => Sync::Top,
-                    _ => Sync::Full,
-                },
                 max_workers,
                 max_chunk,
                 speed,
                 on_source_error: on_error(backup.on_source_error),
                 on_target_error: on_error(backup.on_target_error),
+                ..Options::default()
             },
         })
     }
 }
 
 async fn take_step(
-    jobs: &mut ringback_block::job::Jobs,
+    jobs: &mut Jobs,
     transaction: &mut Transaction<'_>,
     step: &Step,
     group: Group,
@@ -246,55 +249,6 @@ fn refused(refusal: &BackupRefusal) -> CommandError {
         }
         other => other.to_string(),
     })
-}
-
-/// What goes together, in QEMU's order. Incremental is another word for a bitmap
-/// that is cleared on success.
-fn bitmap_mode(
-    backup: &BlockdevBackup,
-) -> Result<(MirrorSyncMode, Option<BitmapMode>), CommandError> {
-    let fail = |text: String| Err(CommandError::generic(text));
-    let (mut sync, mut mode) = (backup.sync, backup.bitmap_mode);
-    let word = word_of(sync);
-    if matches!(sync, MirrorSyncMode::Bitmap | MirrorSyncMode::Incremental) {
-        if backup.bitmap.is_none() {
-            return fail(format!(
-                "must provide a valid bitmap name for '{word}' sync mode"
-            ));
-        }
-        if sync == MirrorSyncMode::Incremental {
-            if mode.is_some_and(|mode| mode != BitmapSyncMode::OnSuccess) {
-                return fail(format!(
-                    "Bitmap sync mode must be '{}' when using sync mode '{word}'",
-                    word_of(BitmapSyncMode::OnSuccess)
-                ));
-            }
-            (sync, mode) = (MirrorSyncMode::Bitmap, Some(BitmapSyncMode::OnSuccess));
-        }
-    }
-    if backup.bitmap.is_some() {
-        let Some(mode) = mode else {
-            return fail("Bitmap sync mode must be given when providing a bitmap".into());
-        };
-        if sync == MirrorSyncMode::None {
-            return fail("sync mode 'none' does not produce meaningful bitmap outputs".into());
-        }
-        if mode == BitmapSyncMode::Never && sync != MirrorSyncMode::Bitmap {
-            return fail(format!(
-                "Bitmap sync mode '{}' has no meaningful effect when combined with sync mode \
-                 '{word}'",
-                word_of(mode)
-            ));
-        }
-    } else if mode.is_some() {
-        return fail("Cannot specify bitmap sync mode without a bitmap".into());
-    }
-    let mode = mode.map(|mode| match mode {
-        BitmapSyncMode::Never => BitmapMode::Never,
-        BitmapSyncMode::OnSuccess => BitmapMode::OnSuccess,
-        BitmapSyncMode::Always => BitmapMode::Always,
-    });
-    Ok((sync, mode))
 }
 
 /// Workers and bytes of a chunk.
@@ -323,13 +277,6 @@ fn on_error(policy: Option<BlockdevOnError>) -> OnError {
         Some(BlockdevOnError::Stop) => OnError::Stop,
         Some(BlockdevOnError::Enospc | BlockdevOnError::Auto) => OnError::Enospc,
     }
-}
-
-fn word_of<W: Word + PartialEq>(value: W) -> &'static str {
-    let mut words = W::WORDS.iter();
-    words
-        .find(|(_, other)| *other == value)
-        .map_or("", |(word, _)| word)
 }
 
 impl Control {

@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 
 use super::backends::Backend;
 use super::chardev::Writer;
+use super::human::Lodger;
 use super::inbox::{Address, Inbox, Message};
+use crate::io;
 use crate::open::Opened;
 
 /// A monitor on a character device, with or without somebody who talks.
@@ -49,6 +51,9 @@ pub(super) struct Control {
     pub(super) backends: Vec<Backend>,
     /// Names of devices that others are connected to.
     pub(super) controllers: Vec<String>,
+    /// Runs `qemu-io` commands.
+    pub(super) monitor_shell: io::monitor::Monitor,
+    pub(super) lodgers: Vec<Lodger>,
     chardevs: Vec<String>,
     address: Address,
     monitors: BTreeMap<String, Monitor>,
@@ -72,6 +77,8 @@ impl Control {
             later: Vec::new(),
             backends: Vec::new(),
             controllers: Vec::new(),
+            monitor_shell: io::monitor::Monitor::new(shard),
+            lodgers: Vec::new(),
             chardevs: Vec::new(),
             address,
             monitors: BTreeMap::new(),
@@ -232,6 +239,7 @@ impl Control {
     pub(super) async fn step(&mut self) {
         self.jobs.step(&self.shard, &mut self.graph).await;
         self.tell_job_events();
+        self.part_from_lodgers().await;
         self.forget_gone_nodes();
     }
 

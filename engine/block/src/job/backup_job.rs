@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ringback_ring::{Shard, error_text};
 
-use super::backup::{Backup, OptionError, Options};
+use super::backup::{Backup, OptionError, Options, Sync};
 use super::{Bell, End, JobRefusal, Jobs, Kind};
 use crate::bitmap::BitmapError;
 use crate::copy::Progress;
@@ -24,6 +24,45 @@ pub enum BitmapMode {
     Always,
 }
 
+impl BitmapMode {
+    /// Its name in QMP.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Never => "never",
+            Self::OnSuccess => "on-success",
+            Self::Always => "always",
+        }
+    }
+}
+
+/// What a backup copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncMode {
+    /// The whole disk.
+    Full,
+    /// What the topmost image holds.
+    Top,
+    /// Nothing but what guests are about to overwrite.
+    None,
+    /// What is dirty in a bitmap.
+    Bitmap,
+    /// The same, and the bitmap is cleared if that succeeds.
+    Incremental,
+}
+
+impl SyncMode {
+    /// Its name in QMP.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Top => "top",
+            Self::None => "none",
+            Self::Bitmap => "bitmap",
+            Self::Incremental => "incremental",
+        }
+    }
+}
+
 /// A backup that somebody asks for.
 #[derive(Clone, Debug)]
 pub struct BackupSpec {
@@ -33,15 +72,20 @@ pub struct BackupSpec {
     pub target: String,
     /// Name of the filter; none: one is made.
     pub filter_node: Option<String>,
-    /// A bitmap of the source, and what becomes of it.
-    pub bitmap: Option<(String, BitmapMode)>,
-    /// Only what is dirty in the bitmap.
-    pub bitmap_only: bool,
+    /// What is copied.
+    pub sync: SyncMode,
+    /// A bitmap of the source.
+    pub bitmap: Option<String>,
+    /// What becomes of it.
+    pub bitmap_mode: Option<BitmapMode>,
     /// Of the filter.
     pub filter: copy_before_write::Options,
-    /// Of the work.
+    /// Of the work; what it copies is filled in.
     pub options: Options,
 }
+
+/// What a backup does with its bitmap, when the rules have been looked at.
+type BitmapUse = Option<(String, BitmapMode)>;
 
 /// Why there will be no backup. The texts are QEMU's.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -49,6 +93,24 @@ pub enum BackupRefusal {
     /// The job's name, or its limit.
     #[error(transparent)]
     Job(#[from] JobRefusal),
+    /// There is nothing to copy by.
+    #[error("must provide a valid bitmap name for '{}' sync mode", .0.name())]
+    BitmapMissing(SyncMode),
+    /// The word for one mode beside another mode.
+    #[error("Bitmap sync mode must be 'on-success' when using sync mode 'incremental'")]
+    IncrementalMode,
+    /// What is to become of the bitmap?
+    #[error("Bitmap sync mode must be given when providing a bitmap")]
+    ModeMissing,
+    /// Of which bitmap?
+    #[error("Cannot specify bitmap sync mode without a bitmap")]
+    ModeWithoutBitmap,
+    /// Nobody could say what was copied.
+    #[error("sync mode 'none' does not produce meaningful bitmap outputs")]
+    NoneWithBitmap,
+    /// The bitmap would change nothing.
+    #[error("Bitmap sync mode 'never' has no meaningful effect when combined with sync mode '{}'", .0.name())]
+    NeverWith(SyncMode),
     /// The source has no such bitmap.
     #[error("Bitmap '{0}' could not be found")]
     NoBitmap(String),
@@ -84,13 +146,42 @@ pub enum BackupRefusal {
 }
 
 impl BackupSpec {
-    /// Everything that can be said before the graph is changed, in QEMU's order.
-    pub(super) fn check(&self, graph: &Graph, jobs: &Jobs) -> Result<(), BackupRefusal> {
-        if let Some((name, mode)) = &self.bitmap {
-            let bitmap = graph.bitmaps(&self.source)?.get(name);
-            let bitmap = bitmap.ok_or_else(|| BackupRefusal::NoBitmap(name.clone()))?;
-            bitmap.check_usable(*mode == BitmapMode::Never)?;
+    /// What is done with the bitmap, if the rules allow it.
+    fn bitmap_use(&self, graph: &Graph) -> Result<BitmapUse, BackupRefusal> {
+        let mut mode = self.bitmap_mode;
+        if matches!(self.sync, SyncMode::Bitmap | SyncMode::Incremental) {
+            if self.bitmap.is_none() {
+                return Err(BackupRefusal::BitmapMissing(self.sync));
+            }
+            if self.sync == SyncMode::Incremental {
+                if mode.is_some_and(|mode| mode != BitmapMode::OnSuccess) {
+                    return Err(BackupRefusal::IncrementalMode);
+                }
+                mode = Some(BitmapMode::OnSuccess);
+            }
         }
+        let Some(name) = &self.bitmap else {
+            return match mode {
+                None => Ok(None),
+                Some(_) => Err(BackupRefusal::ModeWithoutBitmap),
+            };
+        };
+        let bitmap = graph.bitmaps(&self.source)?.get(name);
+        let bitmap = bitmap.ok_or_else(|| BackupRefusal::NoBitmap(name.clone()))?;
+        let mode = mode.ok_or(BackupRefusal::ModeMissing)?;
+        bitmap.check_usable(mode == BitmapMode::Never)?;
+        match (self.sync, mode) {
+            (SyncMode::None, _) => Err(BackupRefusal::NoneWithBitmap),
+            (SyncMode::Full | SyncMode::Top, BitmapMode::Never) => {
+                Err(BackupRefusal::NeverWith(self.sync))
+            }
+            _ => Ok(Some((name.clone(), mode))),
+        }
+    }
+
+    /// Everything that can be said before the graph is changed, in QEMU's order.
+    pub(super) fn check(&self, graph: &Graph, jobs: &Jobs) -> Result<BitmapUse, BackupRefusal> {
+        let bitmap = self.bitmap_use(graph)?;
         if self.source == self.target {
             return Err(BackupRefusal::SameNode);
         }
@@ -113,7 +204,7 @@ impl BackupSpec {
         if graph.size(&self.source)? != graph.size(&self.target)? {
             return Err(BackupRefusal::Sizes);
         }
-        Ok(())
+        Ok(bitmap)
     }
 }
 
@@ -123,7 +214,7 @@ pub(super) struct BackupJob {
     target: String,
     filter_node: String,
     filter: Arc<CopyBeforeWrite>,
-    bitmap: Option<(String, BitmapMode)>,
+    bitmap: BitmapUse,
     options: Options,
     running: Option<Backup>,
 }
@@ -133,15 +224,24 @@ impl BackupJob {
     pub(super) fn prepare(
         transaction: &mut Transaction<'_>,
         spec: BackupSpec,
+        bitmap: BitmapUse,
         last_check: impl FnOnce() -> Result<(), JobRefusal>,
     ) -> Result<Self, BackupRefusal> {
-        let bitmap = spec.bitmap.as_ref().map(|(name, _)| name.as_str());
+        let by_bitmap = matches!(spec.sync, SyncMode::Bitmap | SyncMode::Incremental);
+        let options = Options {
+            sync: match spec.sync {
+                SyncMode::Full | SyncMode::Bitmap | SyncMode::Incremental => Sync::Full,
+                SyncMode::Top => Sync::Top,
+                SyncMode::None => Sync::None,
+            },
+            ..spec.options
+        };
         let insertion = Insertion {
             node_name: spec.filter_node.as_deref(),
             file: &spec.source,
             target: &spec.target,
-            bitmap,
-            scope: if spec.bitmap_only {
+            bitmap: bitmap.as_ref().map(|(name, _)| name.as_str()),
+            scope: if by_bitmap {
                 Scope::BitmapAlone
             } else {
                 Scope::Everything
@@ -151,15 +251,15 @@ impl BackupJob {
         let (filter_node, filter) = transaction
             .insert(&insertion)
             .map_err(BackupRefusal::Filter)?;
-        spec.options.check(filter.cluster_size())?;
+        options.check(filter.cluster_size())?;
         last_check()?;
         Ok(Self {
             source: spec.source,
             target: spec.target,
             filter_node,
             filter,
-            bitmap: spec.bitmap,
-            options: spec.options,
+            bitmap,
+            options,
             running: None,
         })
     }

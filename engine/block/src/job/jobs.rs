@@ -174,8 +174,8 @@ impl Jobs {
         group: Group,
     ) -> Result<(), BackupRefusal> {
         let speed = spec.options.speed;
-        spec.check(transaction.graph(), self)?;
-        let backup = BackupJob::prepare(transaction, spec, || self.check_id(id))?;
+        let bitmap = spec.check(transaction.graph(), self)?;
+        let backup = BackupJob::prepare(transaction, spec, bitmap, || self.check_id(id))?;
         let index = self.create(id, Kind::Backup, flags, group);
         self.jobs[index].speed = speed;
         self.jobs[index].work = Work::Backup(backup);

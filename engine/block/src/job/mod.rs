@@ -18,7 +18,7 @@ mod status;
 
 use std::sync::Arc;
 
-pub use backup_job::{BackupRefusal, BackupSpec, BitmapMode};
+pub use backup_job::{BackupRefusal, BackupSpec, BitmapMode, SyncMode};
 pub use jobs::{Flags, Group, JobRefusal, Jobs};
 pub use status::{Status, Verb};
 
