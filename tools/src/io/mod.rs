@@ -18,12 +18,12 @@
 
 mod args;
 mod commands;
-mod disk;
+pub(crate) mod disk;
 mod getopt;
 #[cfg_attr(not(test), expect(dead_code, reason = "for the daemon's monitor"))]
 pub(crate) mod hmp;
 mod image;
-#[cfg_attr(not(test), expect(dead_code, reason = "for the daemon's monitor"))]
+#[expect(dead_code, reason = "for the daemon's monitor")]
 pub(crate) mod monitor;
 mod number;
 mod options;
