@@ -18,7 +18,7 @@
 
 mod args;
 mod commands;
-mod disk;
+pub(crate) mod disk;
 mod getopt;
 pub(crate) mod hmp;
 mod image;

@@ -27,7 +27,7 @@ use ringback_block::request::Preallocation;
 use ringback_ring::Shard;
 
 use super::commands::{Call, Needs};
-pub(crate) use super::disk::{Disk, Node};
+use super::disk::Disk;
 use super::output::Output;
 pub(crate) use super::requests::Requests;
 use super::shell::{Place, Shell};

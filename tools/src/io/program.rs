@@ -46,7 +46,11 @@ pub(crate) async fn run(shard: Shard, names: Names, args: Args) -> bool {
         image: RefCell::default(),
         quitting: Cell::new(false),
     };
-    let shell = Rc::new(Shell::new(shard, Output::new(), Place::Program(program)));
+    let shell = Rc::new(Shell::new(
+        shard,
+        Output::new(),
+        Place::Program(Box::new(program)),
+    ));
     let program = shell.program();
     if let Some(image) = args.image
         && let Err(failure) = program.open(&shell, image).await

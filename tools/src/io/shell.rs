@@ -31,7 +31,7 @@ pub(crate) struct Shell {
 /// Where commands come from, and whose disk they work on.
 pub(crate) enum Place {
     /// The program itself, which opens images.
-    Program(Program),
+    Program(Box<Program>),
     /// A monitor, which lends a node of its graph.
     Monitor(Lent),
 }

@@ -11,6 +11,7 @@ use ringback_ring::shards::Config;
 use serde_json::Value;
 
 use super::*;
+use crate::io::disk::Node;
 use crate::io::options::Options;
 use crate::open::{self, Opened};
 
