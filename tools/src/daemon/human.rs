@@ -12,8 +12,9 @@ use ringback_ring::Shard;
 
 use super::Reply;
 use super::control::Control;
+use crate::io::disk::{Disk, Node};
 use crate::io::hmp::{self, Line};
-use crate::io::monitor::{Disk, Node, Owner, Requests, reply};
+use crate::io::monitor::{Owner, Requests, reply};
 use crate::open::reason;
 
 /// A user that stays as long as requests of a command go on.

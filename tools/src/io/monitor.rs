@@ -142,11 +142,6 @@ impl Monitor {
             requests: Rc::clone(&shell.requests),
         }
     }
-
-    /// Waits until nothing that a command has begun is left, on any disk.
-    pub(crate) async fn drain(&self) {
-        self.requests.drain().await;
-    }
 }
 
 impl Call {
