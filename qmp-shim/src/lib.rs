@@ -14,6 +14,9 @@
 //! - [`visit`]: reading typed members out of either form;
 //! - [`blockdev`]: the options of a node, which is what `--blockdev` and `blockdev-add`
 //!   take;
+//! - [`command`]: a request of QMP as a value, and [`command_error`]: why one failed;
+//! - [`event`]: what is reported without having been asked for;
+//! - [`schema`]: what `query-qmp-schema` tells of both;
 //! - [`open`]: the older way to say which image, by file name and flat options;
 //! - [`throttle_group`]: the object that `throttle` nodes share;
 //! - [`opts`]: the older, flat text of `--image-opts` and `-o`;
@@ -35,11 +38,13 @@ pub mod blockdev;
 pub mod command;
 pub mod command_error;
 pub mod error;
+pub mod event;
 pub mod json;
 pub mod keyval;
 pub mod number;
 pub mod open;
 pub mod opts;
+pub mod schema;
 pub mod size;
 pub mod throttle_group;
 pub mod visit;
