@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use ringback_block::filter::copy_before_write::Options;
-use ringback_block::graph::{Access, Graph, Insertion, NodeSpec};
+use ringback_block::graph::{Access, Graph, Insertion, NodeSpec, Scope};
 use ringback_block::port::Attachment;
 use ringback_block::span::Span;
 use ringback_ring::shards::Config;
@@ -50,10 +50,11 @@ async fn build(shard: &Shard, scene: Scene) -> (Graph, Attachment) {
     }
     if scene.filter {
         let insertion = Insertion {
-            node_name: "cbw",
+            node_name: Some("cbw"),
             file: "disk",
             target: "target",
             bitmap: None,
+            scope: Scope::Everything,
             options: Options::default(),
         };
         graph

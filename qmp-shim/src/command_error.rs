@@ -1,27 +1,29 @@
-//! Why a command failed, as its reply says it.
+//! What a command that failed is answered.
+
+use std::fmt;
 
 use thiserror::Error;
 
 use crate::error::OptionError;
 
-/// The class of an error, by which a client may tell it from others.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What kind of error a client is told of. QEMU's schema has these five, and asks clients
+/// to look at no other part of an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorClass {
-    /// Anything without a class of its own.
-    #[default]
+    /// Nearly everything.
     GenericError,
-    /// There is no such command.
+    /// There is no such command, or not now.
     CommandNotFound,
-    /// A device or job is not at work.
+    /// There is no such block job, say.
     DeviceNotActive,
     /// There is no such device.
     DeviceNotFound,
-    /// The host's kernel lacks something.
-    KvmMissingCap,
+    /// The kernel's virtual machine cannot do it. No command here gives it.
+    KVMMissingCap,
 }
 
 impl ErrorClass {
-    /// QEMU's word for it.
+    /// Its name in an answer.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -29,37 +31,59 @@ impl ErrorClass {
             Self::CommandNotFound => "CommandNotFound",
             Self::DeviceNotActive => "DeviceNotActive",
             Self::DeviceNotFound => "DeviceNotFound",
-            Self::KvmMissingCap => "KVMMissingCap",
+            Self::KVMMissingCap => "KVMMissingCap",
         }
     }
 }
 
-/// Why a command failed.
+impl fmt::Display for ErrorClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why a command failed. It is shown as its description.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{desc}")]
 pub struct CommandError {
-    /// Its class.
+    /// What kind of error it is.
     pub class: ErrorClass,
-    /// What a person is told.
+    /// One sentence for a person, without a full stop. Scripts match on QEMU's.
     pub desc: String,
 }
 
 impl CommandError {
-    /// An error without a class of its own.
-    #[must_use]
+    /// An error of no special class.
     pub fn generic(desc: impl Into<String>) -> Self {
-        Self {
-            class: ErrorClass::GenericError,
-            desc: desc.into(),
-        }
+        Self::new(ErrorClass::GenericError, desc)
     }
 
-    /// There is no command of that name.
+    /// There is no such command.
     #[must_use]
-    pub fn unknown(command: &str) -> Self {
+    pub fn not_found(command: &str) -> Self {
+        let desc = format!("The command {command} has not been found");
+        Self::new(ErrorClass::CommandNotFound, desc)
+    }
+
+    /// There is no such device.
+    #[must_use]
+    pub fn device_not_found(device: &str) -> Self {
+        let desc = format!("Device '{device}' not found");
+        Self::new(ErrorClass::DeviceNotFound, desc)
+    }
+
+    /// What a `block-job-` command says when there is no such job.
+    #[must_use]
+    pub fn block_job_not_found(job: &str) -> Self {
+        let desc = format!("Block job '{job}' not found");
+        Self::new(ErrorClass::DeviceNotActive, desc)
+    }
+
+    /// An error of any class.
+    pub fn new(class: ErrorClass, desc: impl Into<String>) -> Self {
         Self {
-            class: ErrorClass::CommandNotFound,
-            desc: format!("The command {command} has not been found"),
+            class,
+            desc: desc.into(),
         }
     }
 }
@@ -75,14 +99,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn classes_and_texts_are_those_of_qemu() {
-        let unknown = CommandError::unknown("x");
-        assert_eq!(unknown.class.name(), "CommandNotFound");
-        assert_eq!(unknown.to_string(), "The command x has not been found");
-        let missing = CommandError::from(OptionError::Missing {
-            path: "a.b".to_owned(),
-        });
-        assert_eq!(missing.class, ErrorClass::GenericError);
-        assert_eq!(missing.desc, "Parameter 'a.b' is missing");
+    fn errors_have_their_class_and_text() {
+        for (error, class, desc) in [
+            (CommandError::generic("Oh"), "GenericError", "Oh"),
+            (
+                CommandError::not_found("x"),
+                "CommandNotFound",
+                "The command x has not been found",
+            ),
+            (
+                CommandError::device_not_found("d0"),
+                "DeviceNotFound",
+                "Device 'd0' not found",
+            ),
+            (
+                CommandError::block_job_not_found("j"),
+                "DeviceNotActive",
+                "Block job 'j' not found",
+            ),
+            (
+                OptionError::Missing {
+                    path: "a.b".to_owned(),
+                }
+                .into(),
+                "GenericError",
+                "Parameter 'a.b' is missing",
+            ),
+        ] {
+            assert_eq!(error.class.to_string(), class);
+            assert_eq!(error.to_string(), desc);
+        }
     }
 }

@@ -68,6 +68,17 @@ pub fn parse(text: &str, implied_key: Option<&str>) -> Result<Options> {
 ///
 /// See [`OptionError`]: those of the text.
 pub fn parse_keyval(text: &str, implied_key: Option<&str>) -> Result<Map<String, Value>> {
+    match parse_or_help(text, implied_key)? {
+        (_, true) => Err(OptionError::NoHelp),
+        (root, false) => Ok(root),
+    }
+}
+
+/// Reads `key=value` text, and says whether it asks for help.
+pub(crate) fn parse_or_help(
+    text: &str,
+    implied_key: Option<&str>,
+) -> Result<(Map<String, Value>, bool)> {
     if text.len() > MAX_TEXT {
         return Err(OptionError::TextTooLong {
             len: text.len(),
@@ -102,11 +113,8 @@ pub fn parse_keyval(text: &str, implied_key: Option<&str>) -> Result<Map<String,
             });
         }
     }
-    if help {
-        return Err(OptionError::NoHelp);
-    }
     make_lists(&mut root, "")?;
-    Ok(root)
+    Ok((root, help))
 }
 
 /// The value up to a comma that is not doubled, and the text behind that comma.

@@ -47,7 +47,7 @@ mod image_name;
 
 pub use backing_name::{backing_name_at_creation, full_backing_name};
 pub use flat::{MAX_OPTION_NAME, MAX_OPTIONS, flatten};
-pub use image_name::{ImageName, write_json};
+pub use image_name::ImageName;
 
 use flat::{as_texts, check_bounds, nest};
 

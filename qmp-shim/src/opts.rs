@@ -28,6 +28,15 @@ pub struct Opts {
 ///
 /// When it is longer than [`MAX_TEXT`] or its `id` is no identifier.
 pub fn parse(text: &str) -> Result<Opts> {
+    parse_implied(text, None)
+}
+
+/// Reads the text; a first part without an equals sign is the value of `implied_key`.
+///
+/// # Errors
+///
+/// As [`parse`].
+pub fn parse_implied(text: &str, implied_key: Option<&str>) -> Result<Opts> {
     if text.len() > MAX_TEXT {
         return Err(OptionError::TextTooLong {
             len: text.len(),
@@ -35,17 +44,48 @@ pub fn parse(text: &str) -> Result<Opts> {
         });
     }
     let mut opts = Opts::default();
+    for pair in split(text, implied_key) {
+        opts.warnings.extend(pair.warning);
+        if pair.key == "id" {
+            if opts.options.contains_key("id") {
+                continue;
+            }
+            check_id(&pair.value)?;
+        }
+        opts.options.insert(pair.key, Value::from(pair.value));
+    }
+    Ok(opts)
+}
+
+/// A key and its value as they were written.
+pub(crate) struct Pair {
+    pub(crate) key: String,
+    pub(crate) value: String,
+    /// What is to be said about the way in which it was written.
+    pub(crate) warning: Option<String>,
+}
+
+/// The parts of a text in their order. A first part without an equals sign is the value of
+/// `implied_key`.
+pub(crate) fn split(text: &str, implied_key: Option<&str>) -> Vec<Pair> {
+    let mut pairs = Vec::new();
     let mut rest = text;
+    let mut implied_key = implied_key;
     while !rest.is_empty() {
         let end = rest.find(['=', ',']).unwrap_or(rest.len());
         let (word, tail) = rest.split_at(end);
+        let mut warning = None;
+        let implied = implied_key.take();
         let (key, value, after) = if let Some(tail) = tail.strip_prefix('=') {
             let (value, after) = take_value(tail);
             (word, value, after)
+        } else if let Some(key) = implied {
+            let (value, after) = take_value(rest);
+            (key, value, after)
         } else {
             let (key, value) = short_form(word);
             if !matches!(word, "help" | "?") {
-                opts.warnings.push(format!(
+                warning = Some(format!(
                     "short-form boolean option '{word}' deprecated\n\
                      Please use {key}={value} instead"
                 ));
@@ -56,16 +96,14 @@ pub fn parse(text: &str) -> Result<Opts> {
                 tail.strip_prefix(',').unwrap_or(tail),
             )
         };
+        pairs.push(Pair {
+            key: key.to_owned(),
+            value,
+            warning,
+        });
         rest = after;
-        if key == "id" {
-            if opts.options.contains_key("id") {
-                continue;
-            }
-            check_id(&value)?;
-        }
-        opts.options.insert(key.to_owned(), Value::from(value));
     }
-    Ok(opts)
+    pairs
 }
 
 /// What a key alone stands for. Every key that begins with `no` is a negated one.

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::error::{OptionError, Result};
 use crate::keyval;
 use crate::opts::check_id;
-use crate::visit::{Leaves, Reader};
+use crate::visit::{Leaves, Reader, opts_number};
 
 /// Largest rate, in bytes or operations a second, and largest burst in all.
 pub const MAX_RATE: u64 = 1_000_000_000_000_000;
@@ -216,6 +216,11 @@ impl ThrottleGroupOptions {
             return Err(unknown_object(kind));
         }
         let id = reader.required("id", Reader::text)?;
+        Self::read_members(reader, id)
+    }
+
+    /// Reads what comes behind `qom-type` and `id`.
+    pub(crate) fn read_members(mut reader: Reader<'_>, id: String) -> Result<Self> {
         let mut given = [None; KEYS.len()];
         if let Some(mut limits) = reader.object("limits")? {
             for ((key, _, _), given) in KEYS.iter().zip(&mut given) {
@@ -283,6 +288,25 @@ impl Limits {
     #[must_use]
     pub fn iops_size(&self) -> u64 {
         self.iops_size
+    }
+
+    /// Takes the limits of a `-drive` out of its flat options: `throttling.KEY`, where a number
+    /// of 2^63 or more is a negative one.
+    pub(crate) fn take_from_drive(options: &mut Map<String, Value>) -> Result<Self> {
+        let mut limits = Self::default();
+        for (key, _, part) in &KEYS {
+            let path = format!("throttling.{key}");
+            if let Some(Value::String(text)) = options.remove(&path) {
+                limits.set(key, *part, opts_number(&path, &text)?.cast_signed())?;
+            }
+        }
+        limits.check()?;
+        Ok(limits)
+    }
+
+    /// Names of all limits, for a help text.
+    pub(crate) fn keys() -> impl Iterator<Item = &'static str> {
+        KEYS.iter().map(|(key, _, _)| *key)
     }
 
     /// These limits with some changed, as `qom-set` of `limits` does it: what is not given

@@ -36,6 +36,7 @@ use crate::size::parse_size;
 mod flat;
 
 pub use flat::FlatChild;
+pub(crate) use flat::{opts_number, opts_size};
 
 /// What the leaves of a tree are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

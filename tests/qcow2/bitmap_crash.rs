@@ -136,11 +136,21 @@ async fn use_it(shard: Shard, seed: u64) {
                 disabled: true,
                 persistent: true,
             };
-            let _ = session.graph.add_bitmap("disk", &spec).await;
+            let _ = session
+                .graph
+                .transact(&shard, &["disk"], async |transaction| {
+                    transaction.add_bitmap("disk", &spec)
+                })
+                .await;
         }
         if random.below(3) == 0 {
             let name = ["first", "second"][random.index(2)];
-            let _ = session.graph.remove_bitmap(&shard, "disk", name).await;
+            let _ = session
+                .graph
+                .transact(&shard, &["disk"], async |transaction| {
+                    transaction.remove_bitmap("disk", name).await
+                })
+                .await;
         }
         let _ = session.close().await;
     }

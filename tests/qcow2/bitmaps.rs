@@ -8,9 +8,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ringback_block::bitmap::MergeSource;
 use ringback_block::format::qcow2::OpenOptions;
-use ringback_block::graph::{BitmapSpec, GraphError};
+use ringback_block::graph::{BitmapSpec, GraphError, MergeFrom};
 use ringback_ring::sim::Random;
 use ringback_ring::{Shard, Shards};
 use ringback_tests::needs::{Need, needs};
@@ -193,9 +192,19 @@ async fn by_ringback(session: &mut Session, action: Action) -> Result<(), GraphE
                 disabled,
                 persistent: true,
             };
-            graph.add_bitmap("disk", &spec).await
+            graph
+                .transact(&shard, &["disk"], async |transaction| {
+                    transaction.add_bitmap("disk", &spec)
+                })
+                .await
         }
-        Action::Remove(name) => graph.remove_bitmap(&shard, "disk", &name).await,
+        Action::Remove(name) => {
+            graph
+                .transact(&shard, &["disk"], async |transaction| {
+                    transaction.remove_bitmap("disk", &name).await
+                })
+                .await
+        }
         Action::Enable(name) => {
             graph
                 .change_bitmaps("disk", |bitmaps| bitmaps.enable(&name))
@@ -212,9 +221,13 @@ async fn by_ringback(session: &mut Session, action: Action) -> Result<(), GraphE
                 .await
         }
         Action::Merge { source, target } => {
+            let source = MergeFrom {
+                node: None,
+                name: &source,
+            };
             graph
-                .change_bitmaps("disk", |bitmaps| {
-                    bitmaps.merge(&target, &[MergeSource::Local(&source)])
+                .transact(&shard, &["disk"], async |transaction| {
+                    transaction.merge_bitmaps("disk", &target, &[source])
                 })
                 .await
         }

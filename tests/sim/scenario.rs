@@ -16,7 +16,7 @@ use ringback_block::bitmap::DirtyBitmap;
 use ringback_block::copy::chunk::Side;
 use ringback_block::copy::control::{Event, JobError, OnError};
 use ringback_block::filter::copy_before_write::{self, CopyBeforeWrite, OnCbwError};
-use ringback_block::graph::{Access, BitmapEnd, Graph, Insertion, NodeSpec, UserId};
+use ringback_block::graph::{Access, BitmapEnd, Graph, Insertion, NodeSpec, Scope, UserId};
 use ringback_block::job::backup::{self, Backup};
 use ringback_block::port::{Attachment, Port};
 use ringback_block::request::ZeroFlags;
@@ -264,14 +264,15 @@ impl Run {
 
     async fn take_point_in_time(&self, shard: &Shard, graph: &mut Graph) -> Arc<CopyBeforeWrite> {
         let insertion = Insertion {
-            node_name: "cbw",
+            node_name: Some("cbw"),
             file: "source",
             target: "target",
             bitmap: self.plan.with_bitmap.then_some("b0"),
+            scope: Scope::Bitmap,
             options: copy_before_write::Options {
                 on_cbw_error: self.plan.on_cbw_error,
                 cbw_timeout_ns: self.plan.cbw_timeout_ns,
-                min_cluster_size: 0,
+                ..copy_before_write::Options::default()
             },
         };
         let model = Arc::clone(&self.model);

@@ -30,8 +30,13 @@ struct Cli {
 enum Command {
     /// Put a disk under guest load, back it up at one instant, verify, report
     Bench(Box<bench::args::Args>),
-    /// The storage daemon (in this version only --version)
-    Daemon(daemon::Args),
+    /// Serve disks, driven over QMP, as qemu-storage-daemon does
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Daemon {
+        /// Options, as of qemu-storage-daemon; see 'ringback daemon -h'
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<OsString>,
+    },
     /// Read, write and change a disk image by commands, as qemu-io does
     #[command(disable_help_flag = true)]
     Io {
@@ -49,6 +54,9 @@ fn main() -> ExitCode {
     if let Some(status) = io::run_if_called(std::env::args_os()) {
         return status;
     }
+    if let Some(status) = daemon::run_if_called(std::env::args_os()) {
+        return status;
+    }
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_target(false)
@@ -56,7 +64,7 @@ fn main() -> ExitCode {
         .init();
     let result = match Cli::parse().command {
         Command::Bench(args) => bench::run(&args),
-        Command::Daemon(args) => daemon::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Daemon { words } => Ok(daemon::run(words)),
         Command::Io { words } => Ok(io::run_words(words)),
     };
     result.unwrap_or_else(|message| {

@@ -1,9 +1,9 @@
 //! Questions to the kernel about files and block devices that neither the ring
-//! nor nix can ask.
+//! nor nix can ask, and one about descriptors.
 
 #![expect(unsafe_code, reason = "ioctl and statx take raw pointers")]
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::libc;
 
@@ -89,4 +89,17 @@ pub(crate) fn direct_alignment(file: BorrowedFd<'_>) -> Option<DirectAlignment> 
         memory: answer.stx_dio_mem_align,
         offset: answer.stx_dio_offset_align,
     })
+}
+
+/// Takes over a copy of a descriptor that the process was started with.
+///
+/// # Errors
+///
+/// EBADF if there is none of this number.
+pub fn inherited_descriptor(number: i32) -> IoResult<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC reads no memory, and a number that is no
+    // descriptor is answered with EBADF.
+    let copy = Errno::result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }

@@ -43,6 +43,7 @@ mod uring;
 pub mod wait_queue;
 
 pub use buffer::Buf;
+pub use device::inherited_descriptor;
 pub use file::File;
 pub use nix::errno::Errno;
 pub use shard::Shard;

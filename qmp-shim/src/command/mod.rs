@@ -220,7 +220,7 @@ const NOT_BUILT: &[&str] = &[
 
 fn find_not_built(name: &str) -> Result<&'static str, CommandError> {
     let found = NOT_BUILT.iter().find(|known| **known == name);
-    found.copied().ok_or_else(|| CommandError::unknown(name))
+    found.copied().ok_or_else(|| CommandError::not_found(name))
 }
 
 /// The names of all commands that ringback has, in no particular order.

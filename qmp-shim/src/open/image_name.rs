@@ -8,6 +8,8 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
+use crate::json;
+
 /// Name of an open node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageName {
@@ -122,69 +124,10 @@ impl fmt::Display for ImageName {
         match &self.exact {
             Some(exact) => f.write_str(exact),
             None => {
-                let mut text = String::new();
-                write_object(&mut text, &self.options);
-                write!(f, "json:{text}")
+                let mut options = Value::Object(self.options.clone());
+                options.sort_all_objects();
+                write!(f, "json:{}", json::write_value(&options, false))
             }
         }
     }
-}
-
-/// JSON as QEMU writes it: `", "` and `": "` between the parts, ASCII only. Keys are sorted.
-#[must_use]
-pub fn write_json(value: &Value) -> String {
-    let mut text = String::new();
-    write_value(&mut text, value);
-    text
-}
-
-fn write_value(text: &mut String, value: &Value) {
-    match value {
-        Value::String(string) => write_string(text, string),
-        Value::Object(members) => write_object(text, members),
-        Value::Array(elements) => {
-            text.push('[');
-            for (index, element) in elements.iter().enumerate() {
-                text.push_str(if index == 0 { "" } else { ", " });
-                write_value(text, element);
-            }
-            text.push(']');
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) => text.push_str(&value.to_string()),
-    }
-}
-
-fn write_object(text: &mut String, members: &Map<String, Value>) {
-    let mut sorted: Vec<_> = members.iter().collect();
-    sorted.sort_by_key(|(key, _)| *key);
-    text.push('{');
-    for (index, (key, value)) in sorted.into_iter().enumerate() {
-        text.push_str(if index == 0 { "" } else { ", " });
-        write_string(text, key);
-        text.push_str(": ");
-        write_value(text, value);
-    }
-    text.push('}');
-}
-
-fn write_string(text: &mut String, string: &str) {
-    text.push('"');
-    for c in string.chars() {
-        match c {
-            '"' => text.push_str("\\\""),
-            '\\' => text.push_str("\\\\"),
-            '\x08' => text.push_str("\\b"),
-            '\x0c' => text.push_str("\\f"),
-            '\n' => text.push_str("\\n"),
-            '\r' => text.push_str("\\r"),
-            '\t' => text.push_str("\\t"),
-            ' '..='~' => text.push(c),
-            _ => {
-                for unit in c.encode_utf16(&mut [0; 2]) {
-                    text.push_str(&format!("\\u{unit:04X}"));
-                }
-            }
-        }
-    }
-    text.push('"');
 }

@@ -120,34 +120,46 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn opts_number(&self, name: &str, value: &Value) -> Result<u64> {
-        let text = self.leaf_text(name, value)?;
-        parse_u64(text).ok_or_else(|| {
-            if is_decimal(text) {
-                OptionError::NumberTooLarge {
-                    path: self.path(name),
-                    value: text.to_owned(),
-                }
-            } else {
-                self.expects(name, "a number")
-            }
-        })
+        opts_number(&self.path(name), self.leaf_text(name, value)?)
     }
 
     pub(super) fn opts_size(&self, name: &str, value: &Value) -> Result<u64> {
-        let text = self.leaf_text(name, value)?;
-        match parse_size(text) {
-            Ok(size) => Ok(size),
-            Err(SizeError::TooLarge { .. }) => Err(self.size_out_of_range(name, text)),
-            Err(_) if is_negative_size(text) => Err(self.size_out_of_range(name, text)),
-            Err(_) => Err(self.expects(name, OPTS_SIZE)),
-        }
+        opts_size(&self.path(name), self.leaf_text(name, value)?)
     }
+}
 
-    fn size_out_of_range(&self, name: &str, text: &str) -> OptionError {
-        OptionError::SizeOutOfRange {
-            path: self.path(name),
-            value: text.to_owned(),
+/// A number as QEMU's older interface reads it, for the option `path`.
+pub(crate) fn opts_number(path: &str, text: &str) -> Result<u64> {
+    parse_u64(text).ok_or_else(|| {
+        let path = path.to_owned();
+        if is_decimal(text) {
+            OptionError::NumberTooLarge {
+                path,
+                value: text.to_owned(),
+            }
+        } else {
+            OptionError::Expects {
+                path,
+                wanted: "a number",
+            }
         }
+    })
+}
+
+/// A size as QEMU's older interface reads it, for the option `path`.
+pub(crate) fn opts_size(path: &str, text: &str) -> Result<u64> {
+    let out_of_range = || OptionError::SizeOutOfRange {
+        path: path.to_owned(),
+        value: text.to_owned(),
+    };
+    match parse_size(text) {
+        Ok(size) => Ok(size),
+        Err(SizeError::TooLarge { .. }) => Err(out_of_range()),
+        Err(_) if is_negative_size(text) => Err(out_of_range()),
+        Err(_) => Err(OptionError::Expects {
+            path: path.to_owned(),
+            wanted: OPTS_SIZE,
+        }),
     }
 }
 

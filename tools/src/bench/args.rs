@@ -318,6 +318,7 @@ impl Args {
             },
             cbw_timeout_ns: u64::from(self.cbw_timeout) * 1_000_000_000,
             min_cluster_size: self.min_cluster_size,
+            ..copy_before_write::Options::default()
         }
     }
 

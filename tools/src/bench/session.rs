@@ -8,7 +8,9 @@ use std::sync::Arc;
 use hdrhistogram::Histogram;
 use ringback_block::bitmap::default_granularity;
 use ringback_block::filter::copy_before_write::CopyBeforeWrite;
-use ringback_block::graph::{Access, BitmapEnd, Graph, GraphError, Insertion, NodeSpec, UserId};
+use ringback_block::graph::{
+    Access, BitmapEnd, Graph, GraphError, Insertion, NodeSpec, Scope, UserId,
+};
 use ringback_block::job::backup::{self, Backup};
 use ringback_block::metrics;
 use ringback_block::port::Attachment;
@@ -286,10 +288,11 @@ impl Session {
         // From here on the engine's figures are those of the backup.
         let _ = metrics::take(shard.set()).await;
         let insertion = Insertion {
-            node_name: "cbw",
+            node_name: Some("cbw"),
             file: &source.name,
             target: &target.name,
             bitmap: (self.args.sync == SyncArg::Bitmap).then_some(BITMAP),
+            scope: Scope::Bitmap,
             options: self.args.filter_options(),
         };
         graph.detach(target.reserved).await;

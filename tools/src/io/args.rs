@@ -1,7 +1,7 @@
 //! The command line of the program.
 
-use super::disk::{Object, OpenFlags};
 use super::getopt::{Getopt, Long, Syntax, Value};
+use super::image::{Object, OpenFlags};
 use super::options::{CacheMode, Options, aio_is_native, discard_mode};
 use super::output::complain;
 

@@ -1,101 +1,25 @@
-//! The open image: the only part of the shell that touches the engine.
+//! A disk as commands use it: a hold on a node of a graph, and what that node
+//! is. Whose graph it is does not matter here.
 //!
-//! Data operations answer an errno, as a guest would see it; what changes the
-//! image answers a text.
+//! Data operations answer an errno, as a guest would see it.
 
-use std::cell::RefCell;
 use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use ringback_block::event::Event;
-use ringback_block::filter::blkdebug::{self, BlkDebug};
-use ringback_block::graph::{Access, Graph, GraphError, NodeSpec, UserId};
-use ringback_block::notice::{Notice, Notify};
+use ringback_block::filter::blkdebug::BlkDebug;
+use ringback_block::format::qcow2::Qcow2;
+use ringback_block::format::qcow2::header::Header;
+use ringback_block::graph::Graph;
 use ringback_block::port::{Attachment, Port};
 use ringback_block::request;
 use ringback_block::span::Span;
-use ringback_qmp_shim::ThrottleGroupOptions;
 use ringback_qmp_shim::blockdev::{DetectZeroes, Discard, Settings};
-use ringback_qmp_shim::open::open as resolve;
-use ringback_ring::file::Cache;
 use ringback_ring::{Buf, Errno, IoResult, Shard};
-use serde_json::{Map, Value};
 
-use super::options::{CacheMode, Options};
-use super::output::{Output, complain};
-use crate::open::{self, Chain, HEAD_BYTES, probed_format};
-use ringback_ring::error_text;
-
-/// A user-defined object (`--object`).
-#[derive(Clone, Debug)]
-pub(crate) enum Object {
-    /// Limits that several nodes share.
-    ThrottleGroup(ThrottleGroupOptions),
-}
-
-impl Object {
-    /// From the text of the option.
-    ///
-    /// # Errors
-    ///
-    /// The line to print.
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let kind = text.split(',').next().unwrap_or(text);
-        let kind = kind.strip_prefix("qom-type=").unwrap_or(kind);
-        if kind == "throttle-group" {
-            return ThrottleGroupOptions::parse(text)
-                .map(Self::ThrottleGroup)
-                .map_err(|error| error.to_string());
-        }
-        if OBJECT_TYPES.contains(&kind) {
-            Err(format!("objects of type '{kind}' are not supported yet"))
-        } else {
-            Err(format!(
-                "Parameter 'qom-type' does not accept value '{kind}'"
-            ))
-        }
-    }
-}
-
-const OBJECT_TYPES: &[&str] = &[
-    "iothread",
-    "main-loop",
-    "secret",
-    "secret_keyring",
-    "tls-cipher-suites",
-    "tls-creds-anon",
-    "tls-creds-psk",
-    "tls-creds-x509",
-];
-
-/// How an image is opened, beside the options of its driver.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct OpenFlags {
-    pub(crate) read_only: bool,
-    pub(crate) cache: CacheMode,
-    /// Discards reach the image.
-    pub(crate) discard: bool,
-    /// The aio mode that demands direct I/O.
-    pub(crate) native_aio: bool,
-    /// Writes go to an overlay that is thrown away.
-    pub(crate) snapshot: bool,
-    pub(crate) copy_on_read: bool,
-    /// Takes no locks.
-    pub(crate) force_share: bool,
-}
-
-impl Default for OpenFlags {
-    fn default() -> Self {
-        Self {
-            read_only: false,
-            cache: CacheMode::default(),
-            discard: true,
-            native_aio: false,
-            snapshot: false,
-            copy_on_read: false,
-            force_share: false,
-        }
-    }
-}
+use super::output::Output;
+use crate::open::{self, HEAD_BYTES, Opened, probed_format};
 
 /// What is asked of a zero write.
 #[derive(Clone, Copy, Debug, Default)]
@@ -105,24 +29,6 @@ pub(crate) struct ZeroFlags {
     pub(crate) no_fallback: bool,
     /// Durable when answered.
     pub(crate) fua: bool,
-}
-
-/// How a longer image gets its new space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Preallocation {
-    Off,
-    Metadata,
-    Falloc,
-    Full,
-}
-
-/// What is to change in [`Disk::reopen`].
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Changes {
-    /// Also gives up, or takes back, the right to write.
-    pub(crate) read_only: Option<bool>,
-    pub(crate) cache: Option<CacheMode>,
-    pub(crate) options: Options,
 }
 
 /// What an image tells about itself.
@@ -158,56 +64,56 @@ pub(crate) struct Zone {
     pub(crate) kind: u32,
 }
 
-/// An open image.
+/// What a disk's topmost node is, as far as commands must know.
+pub(crate) struct Node {
+    driver: &'static str,
+    settings: Settings,
+    /// Nobody said which format it has.
+    was_probed: bool,
+    /// Of a qcow2 image: its header as it was when it was opened.
+    qcow2: Option<(Header, Arc<Qcow2>)>,
+    /// Where breakpoints are set.
+    blkdebug: Option<Arc<BlkDebug>>,
+}
+
+impl Node {
+    /// A node of a graph.
+    pub(crate) fn new(graph: &Graph, opened: &Opened) -> Self {
+        let image = graph.qcow2(&opened.node).map(Arc::clone);
+        Self {
+            driver: opened.driver,
+            settings: opened.settings,
+            was_probed: opened.was_probed,
+            qcow2: opened.header.clone().zip(image),
+            blkdebug: graph.blkdebug(&opened.node),
+        }
+    }
+}
+
+/// A disk that commands work on.
 pub(crate) struct Disk {
     shard: Shard,
-    out: Output,
-    /// None while it is exchanged, and when closed.
-    state: RefCell<Option<State>>,
-}
-
-/// What reopening exchanges.
-struct State {
-    graph: Graph,
-    chain: Chain,
-    user: UserId,
     attachment: Attachment,
-    plan: Plan,
-}
-
-/// What was asked for.
-#[derive(Clone, Debug)]
-struct Plan {
-    objects: Vec<Object>,
-    name: Option<String>,
-    options: Map<String, Value>,
-    flags: OpenFlags,
-    /// The user has asked to write: then the file cannot become read-only
-    /// without the user's consent.
-    user_writes: bool,
+    node: Node,
+    /// Each write is followed by a flush.
+    writethrough: bool,
 }
 
 impl Disk {
-    /// Opens an image: a name, options, or both.
-    ///
-    /// # Errors
-    ///
-    /// The reason, without what could not be opened.
-    pub(crate) async fn open(
+    /// A user's hold on a node, and what that node is. With `writethrough` all
+    /// that was written is durable when it is answered.
+    pub(crate) fn new(
         shard: &Shard,
-        out: &Output,
-        objects: &[Object],
-        name: Option<&str>,
-        options: Options,
-        flags: OpenFlags,
-    ) -> Result<Self, String> {
-        let plan = Plan::new(objects, name, &options, flags)?;
-        let state = State::new(shard, out, plan, true).await?;
-        Ok(Self {
+        attachment: Attachment,
+        node: Node,
+        writethrough: bool,
+    ) -> Self {
+        Self {
             shard: shard.clone(),
-            out: out.clone(),
-            state: RefCell::new(Some(state)),
-        })
+            attachment,
+            node,
+            writethrough,
+        }
     }
 
     /// The first bytes.
@@ -220,78 +126,13 @@ impl Disk {
         result.map(|()| buf[..len].to_vec())
     }
 
-    /// Flushes and lets go. Nothing may be in flight; an error is not told.
-    pub(crate) async fn close(&self) {
-        if self.is_writable() {
-            let _ = self.flush().await;
-        }
-        if let Some(state) = self.take() {
-            state.end(&self.shard).await;
-        }
+    fn port(&self) -> Rc<Port> {
+        self.attachment.port(&self.shard)
     }
 
-    /// Opens the same image in another way. Nothing may be in flight.
-    ///
-    /// # Errors
-    ///
-    /// The reason; the image is as it was then, if it can be opened again.
-    pub(crate) async fn reopen(&self, changes: Changes) -> Result<(), String> {
-        let new = self.state(|state| state.changed(&changes))?;
-        if self.is_writable() {
-            self.flush().await.map_err(error_text)?;
-        }
-        let Some(old) = self.take() else {
-            return Ok(());
-        };
-        let old_plan = old.plan.clone();
-        old.end(&self.shard).await;
-        let mut result = State::new(&self.shard, &self.out, new, false).await;
-        let mut error = None;
-        if let Err(reason) = result {
-            result = State::new(&self.shard, &self.out, old_plan, false).await;
-            error = Some(reason);
-        }
-        *self.state.borrow_mut() = Some(result?);
-        error.map_or(Ok(()), Err)
-    }
-
-    fn take(&self) -> Option<State> {
-        self.state.borrow_mut().take()
-    }
-
-    fn state<T>(&self, look: impl FnOnce(&State) -> T) -> T {
-        look(self.state.borrow().as_ref().expect("an open disk"))
-    }
-
-    fn port(&self) -> std::rc::Rc<Port> {
-        self.state(|state| state.attachment.port(&self.shard))
-    }
-
-    fn is_probed(&self) -> bool {
-        self.state(|state| state.chain.top.was_probed)
-    }
-
-    fn cache(&self) -> CacheMode {
-        self.state(|state| state.plan.flags.cache)
-    }
-
-    fn is_writable(&self) -> bool {
-        self.state(|state| !state.chain.top.settings.read_only)
-    }
-
-    /// The user wants to write from now on.
-    ///
-    /// # Errors
-    ///
-    /// The reason why not.
-    pub(crate) fn claim_writing(&self) -> Result<(), String> {
-        match self.state.borrow_mut().as_mut() {
-            Some(state) if !state.chain.top.settings.read_only => {
-                state.plan.user_writes = true;
-                Ok(())
-            }
-            _ => Err(GraphError::ReadOnly.to_string()),
-        }
+    /// Whether it was opened for writing.
+    pub(crate) fn is_writable(&self) -> bool {
+        !self.node.settings.read_only
     }
 
     /// Bytes.
@@ -345,7 +186,7 @@ impl Disk {
 
     /// With `detect-zeroes`: how zeroes are to be written.
     fn zeroes_for(&self, bytes: &[u8]) -> Option<request::ZeroFlags> {
-        let mode = self.state(|state| state.chain.top.settings.detect_zeroes);
+        let mode = self.node.settings.detect_zeroes;
         if mode == DetectZeroes::Off || bytes.iter().any(|&byte| byte != 0) {
             return None;
         }
@@ -358,7 +199,7 @@ impl Disk {
     /// Nobody said that the image is raw: a guest must not make it look like
     /// another format, whose header could name any file as its backing file.
     async fn check_sector_0(&self, offset: u64, data: &[u8]) -> IoResult<()> {
-        if offset >= HEAD_BYTES as u64 || data.is_empty() || !self.is_probed() {
+        if offset >= HEAD_BYTES as u64 || data.is_empty() || !self.node.was_probed {
             return Ok(());
         }
         let mut head = self.head().await?;
@@ -373,7 +214,7 @@ impl Disk {
     }
 
     async fn make_durable(&self, fua: bool) -> IoResult<()> {
-        if fua || self.cache().writethrough {
+        if fua || self.writethrough {
             self.flush().await
         } else {
             Ok(())
@@ -388,7 +229,7 @@ impl Disk {
         flags: ZeroFlags,
     ) -> IoResult<()> {
         self.check(offset, len)?;
-        let unmaps = self.state(|state| state.chain.top.settings.discard == Discard::Unmap);
+        let unmaps = self.node.settings.discard == Discard::Unmap;
         let zero = request::ZeroFlags {
             may_unmap: flags.may_unmap && unmaps,
             no_fallback: flags.no_fallback,
@@ -419,7 +260,7 @@ impl Disk {
     /// Gives a range up.
     pub(crate) async fn discard(&self, offset: u64, len: u64) -> IoResult<()> {
         self.check(offset, len)?;
-        if self.state(|state| state.chain.top.settings.discard != Discard::Unmap) {
+        if self.node.settings.discard != Discard::Unmap {
             return Ok(());
         }
         let span = Span::new(offset, len);
@@ -429,37 +270,19 @@ impl Disk {
 
     /// Makes every write that was answered durable.
     pub(crate) async fn flush(&self) -> IoResult<()> {
-        if self.state(|state| state.chain.top.settings.no_flush) {
+        if self.node.settings.no_flush {
             return Ok(());
         }
         self.port().flush(&self.shard).await
     }
 
-    /// Gives the image another size.
+    /// What is to be done once the disk has got another size.
     ///
     /// # Errors
     ///
-    /// The reason.
-    pub(crate) async fn truncate(&self, size: u64, mode: Preallocation) -> Result<(), String> {
-        let mode = match mode {
-            Preallocation::Off => request::Preallocation::Off,
-            Preallocation::Metadata => request::Preallocation::Metadata,
-            Preallocation::Falloc => request::Preallocation::Falloc,
-            Preallocation::Full => request::Preallocation::Full,
-        };
-        let Some(mut state) = self.take() else {
-            return Err(error_text(Errno::ENOMEDIUM));
-        };
-        let result = if size > SIZE_MAX {
-            Err(format!("offset({size}) exceeds maximum({SIZE_MAX})"))
-        } else {
-            let top = state.chain.top.node.clone();
-            let resized = state.graph.resize(&self.shard, &top, size, mode).await;
-            resized.map_err(open::reason)
-        };
-        *self.state.borrow_mut() = Some(state);
-        result?;
-        self.make_durable(false).await.map_err(error_text)
+    /// What the flush answers, if there is one.
+    pub(crate) async fn after_resize(&self) -> IoResult<()> {
+        self.make_durable(false).await
     }
 
     /// Whether this image itself, not one below it, says what is at the start of
@@ -488,20 +311,18 @@ impl Disk {
 
     /// What the image tells about itself; none if its driver has nothing to say.
     pub(crate) fn info(&self) -> Option<Info> {
-        self.state(|state| {
-            let top = &state.chain.top;
-            let mut info = Info {
-                format: top.driver.into(),
-                is_protocol: matches!(top.driver, "file" | "host_device" | "null-co" | "blkdebug"),
-                sizes: (top.driver != "null-co").then_some((0, 0)),
-                specific: Vec::new(),
-            };
-            if let (Some(header), Some(image)) = (&top.header, state.graph.qcow2(&top.node)) {
-                info.sizes = Some((image.cluster_size(), image.vmstate_offset()));
-                info.specific = open::describe(header, image.is_marked_corrupt());
-            }
-            Some(info)
-        })
+        let driver = self.node.driver;
+        let mut info = Info {
+            format: driver.into(),
+            is_protocol: matches!(driver, "file" | "host_device" | "null-co" | "blkdebug"),
+            sizes: (driver != "null-co").then_some((0, 0)),
+            specific: Vec::new(),
+        };
+        if let Some((header, image)) = &self.node.qcow2 {
+            info.sizes = Some((image.cluster_size(), image.vmstate_offset()));
+            info.specific = open::describe(header, image.is_marked_corrupt());
+        }
+        Some(info)
     }
 
     /// Reads the state of a machine.
@@ -533,17 +354,20 @@ impl Disk {
         (result, buf)
     }
 
-    fn blkdebug(&self) -> IoResult<std::sync::Arc<BlkDebug>> {
-        self.state(|state| state.graph.blkdebug(&state.chain.top.node))
-            .ok_or(Errno::EOPNOTSUPP)
+    fn blkdebug(&self) -> IoResult<&BlkDebug> {
+        self.node.blkdebug.as_deref().ok_or(Errno::EOPNOTSUPP)
     }
 
-    /// Suspends the next request that meets an event, under a tag.
-    pub(crate) fn set_breakpoint(&self, event: &str, tag: &str) -> IoResult<()> {
+    /// Suspends the next request that meets an event, under a tag. What happens
+    /// to it is said on `out`.
+    pub(crate) fn set_breakpoint(&self, out: &Output, event: &str, tag: &str) -> IoResult<()> {
         let filter = self.blkdebug()?;
         let mut all = Event::ALL.iter();
         let event = all.find(|known| known.name() == event);
-        filter.set_breakpoint(*event.ok_or(Errno::ENOENT)?, tag);
+        let event = event.ok_or(Errno::ENOENT)?;
+        let out = out.clone();
+        filter.listen(move |notice| out.line(&notice.to_string()));
+        filter.set_breakpoint(*event, tag);
         Ok(())
     }
 
@@ -591,262 +415,5 @@ impl Disk {
         _window: Range<usize>,
     ) -> (IoResult<u64>, Buf) {
         (Err(Errno::EOPNOTSUPP), buf)
-    }
-}
-
-impl State {
-    /// The first time, a format that was only guessed is told.
-    async fn new(shard: &Shard, out: &Output, plan: Plan, is_first: bool) -> Result<Self, String> {
-        let settings = plan.settings();
-        let node = resolve(plan.name.as_deref(), &plan.options, &settings)
-            .map_err(|error| error.to_string())?;
-        let mut graph = Graph::new();
-        for Object::ThrottleGroup(group) in &plan.objects {
-            graph
-                .add_throttle_group(shard, &group.id, open::limits(&group.limits))
-                .map_err(|error| error.to_string())?;
-        }
-        let mut chain = open::open(shard, &mut graph, notify(), node, is_first).await?;
-        for warning in &chain.warnings {
-            complain(&format!("qemu-io: warning: {warning}"));
-        }
-        if let Some(filter) = graph.blkdebug(&chain.top.node) {
-            listen(&filter, out);
-        }
-        if plan.flags.snapshot {
-            let overlaid = open::overlay(shard, &mut graph, &mut chain, plan.flags.read_only).await;
-            if let Err(error) = overlaid {
-                let _ = open::close(shard, &mut graph, &chain.nodes).await;
-                return Err(error);
-            }
-        }
-        let mut entry = chain.top.node.clone();
-        if plan.flags.copy_on_read {
-            let file = entry;
-            let added = graph
-                .add_unnamed(shard, NodeSpec::CopyOnRead { file })
-                .await;
-            entry = match added {
-                Ok(entry) => entry,
-                Err(error) => {
-                    let _ = open::close(shard, &mut graph, &chain.nodes).await;
-                    return Err(open::reason(error));
-                }
-            };
-            chain.nodes.push(entry.clone());
-        }
-        let access = Access {
-            read: true,
-            write: !chain.top.settings.read_only || plan.user_writes,
-            alone_writing: false,
-            resize: false,
-        };
-        let attached = graph.attach(shard, &entry, "qemu-io", access).await;
-        match attached {
-            Ok((user, attachment)) => Ok(Self {
-                graph,
-                chain,
-                user,
-                attachment,
-                plan,
-            }),
-            Err(error) => {
-                let _ = open::close(shard, &mut graph, &chain.nodes).await;
-                Err(open::reason(error))
-            }
-        }
-    }
-
-    /// The same image opened in another way.
-    fn changed(&self, changes: &Changes) -> Result<Plan, String> {
-        let mut plan = self.plan.clone();
-        for (key, value) in changes.options.iter() {
-            let given = plan.options.get(key).and_then(Value::as_str);
-            let own = own_name(key);
-            let driver = match key {
-                "driver" => Some(self.chain.top.driver),
-                "file.driver" => Some("file"),
-                "backing.driver" => self.chain.backing_driver,
-                _ => None,
-            };
-            let is_same = given == Some(value) || driver == Some(value);
-            if is_same {
-                continue;
-            }
-            if !can_change(own) {
-                return Err(format!("Cannot change the option '{own}'"));
-            }
-            for other in displaced(key) {
-                if changes.options.get(other).is_none() {
-                    plan.options.shift_remove(*other);
-                }
-            }
-            plan.options.insert(key.into(), Value::from(value));
-        }
-        if let Some(cache) = changes.cache {
-            plan.flags.cache = cache;
-            plan.options.shift_remove("cache.direct");
-            plan.options.shift_remove("cache.no-flush");
-        }
-        let asked = changes.options.get("read-only") == Some("on");
-        if asked && plan.user_writes && !self.chain.top.settings.read_only {
-            let node = &self.chain.top.node;
-            return Err(format!(
-                "Read-only block node '{node}' cannot support read-write users"
-            ));
-        }
-        if let Some(read_only) = changes.read_only {
-            plan.flags.read_only = read_only;
-            plan.options.shift_remove("read-only");
-            plan.user_writes &= !read_only;
-        }
-        Ok(plan)
-    }
-
-    async fn end(mut self, shard: &Shard) {
-        self.graph.detach(self.user).await;
-        match open::close(shard, &mut self.graph, &self.chain.nodes).await {
-            // The image itself has told.
-            Ok(()) | Err(GraphError::Close { .. }) => {}
-            Err(error) => complain(&format!("qemu-io: {error}")),
-        }
-    }
-}
-
-/// Largest size of an image, in bytes: QEMU keeps the last GiB below 2^63 free.
-const SIZE_MAX: u64 = (i64::MAX as u64) & !((1 << 30) - 1);
-
-/// An option without the nodes that lead to its own.
-fn own_name(key: &str) -> &str {
-    let own = key.rsplit_once("backing.").map_or(key, |(_, own)| own);
-    own.strip_prefix("file.").unwrap_or(own)
-}
-
-/// Options that make no sense beside a new one.
-fn displaced(key: &str) -> &'static [&'static str] {
-    match key {
-        "overlap-check" => &["overlap-check.template"],
-        "overlap-check.template" => &["overlap-check"],
-        "cache-size" | "l2-cache-size" | "refcount-cache-size" => {
-            &["cache-size", "l2-cache-size", "refcount-cache-size"]
-        }
-        _ => &[],
-    }
-}
-
-/// Options that may change while an image is open, of any node of it.
-fn can_change(own: &str) -> bool {
-    matches!(
-        own,
-        "read-only"
-            | "cache.direct"
-            | "cache.no-flush"
-            | "discard"
-            | "detect-zeroes"
-            | "force-share"
-            | "auto-read-only"
-            | "backing"
-            | "lazy-refcounts"
-            | "pass-discard-request"
-            | "pass-discard-snapshot"
-            | "pass-discard-other"
-            | "discard-no-unref"
-            | "cache-size"
-            | "l2-cache-size"
-            | "l2-cache-entry-size"
-            | "refcount-cache-size"
-            | "cache-clean-interval"
-            | "throttle-group"
-    ) || own.starts_with("overlap-check")
-}
-
-/// What the engine has to say goes to standard error.
-fn notify() -> Notify {
-    Notify::new(|notice| match notice {
-        Notice::ImageCorrupt { message, fatal, .. } => {
-            let line = if fatal {
-                format!(
-                    "qcow2: Marking image as corrupt: {message}; further corruption events will \
-                     be suppressed"
-                )
-            } else {
-                format!(
-                    "qcow2: Image is corrupt: {message}; further non-fatal corruption events \
-                     will be suppressed"
-                )
-            };
-            complain(&line);
-        }
-        Notice::Error(text) => complain(&format!("qemu-io: {text}")),
-        Notice::Warning(text) => complain(&format!("qemu-io: warning: {text}")),
-        Notice::Message(text) => complain(&text),
-    })
-}
-
-/// Breakpoints speak through the shell's own output.
-fn listen(filter: &BlkDebug, out: &Output) {
-    let out = out.clone();
-    filter.listen(move |notice| {
-        let line = match notice {
-            blkdebug::Notice::Suspended(tag) => format!("blkdebug: Suspended request '{tag}'"),
-            blkdebug::Notice::Resuming(tag) => format!("blkdebug: Resuming request '{tag}'"),
-        };
-        out.line(&line);
-    });
-}
-
-impl Plan {
-    fn new(
-        objects: &[Object],
-        name: Option<&str>,
-        options: &Options,
-        flags: OpenFlags,
-    ) -> Result<Self, String> {
-        let plan = Self {
-            objects: objects.to_vec(),
-            name: name.map(str::to_owned),
-            options: options
-                .iter()
-                .map(|(key, value)| (key.to_owned(), Value::from(value)))
-                .collect(),
-            flags,
-            user_writes: !flags.read_only,
-        };
-        plan.check_flags()?;
-        Ok(plan)
-    }
-
-    fn check_flags(&self) -> Result<(), String> {
-        let flags = self.flags;
-        if flags.copy_on_read && flags.read_only {
-            return Err("Can't use copy-on-read on read-only device".into());
-        }
-        if flags.native_aio && flags.cache.cache != Cache::Direct {
-            return Err(
-                "aio=native was specified, but it requires cache.direct=on, which was not \
-                 specified."
-                    .into(),
-            );
-        }
-        Ok(())
-    }
-
-    /// What the outermost node has if its options do not say otherwise.
-    fn settings(&self) -> Settings {
-        let flags = self.flags;
-        Settings {
-            // Only the overlay is written.
-            read_only: flags.read_only || flags.snapshot,
-            force_share: flags.force_share,
-            direct: flags.cache.cache == Cache::Direct,
-            direct_given: true,
-            no_flush: flags.cache.no_flush,
-            discard: if flags.discard {
-                Discard::Unmap
-            } else {
-                Discard::Ignore
-            },
-            ..Settings::default()
-        }
     }
 }

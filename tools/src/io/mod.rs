@@ -7,19 +7,28 @@
 //! | --- | --- |
 //! | `args` | the command line |
 //! | `getopt`, `number`, `options` | pure: options, sizes, option strings |
-//! | `shell` | the session: commands one after the other, requests beside them |
+//! | `program` | its session: an image, command lines from options or input |
+//! | `monitor`, `hmp` | the same commands on nodes of a daemon, and the lines around them |
+//! | `shell` | commands one after the other |
+//! | `requests` | those that go on beside them |
 //! | `commands` | the table of commands and what they do |
-//! | `disk` | the open image: the only part that touches the engine |
+//! | `disk` | an open disk, whosever it is |
+//! | `image` | one that is opened here |
 //! | `report`, `output` | what is said, and when it appears |
 
 mod args;
 mod commands;
-mod disk;
+pub(crate) mod disk;
 mod getopt;
+pub(crate) mod hmp;
+mod image;
+pub(crate) mod monitor;
 mod number;
 mod options;
 mod output;
+mod program;
 mod report;
+mod requests;
 mod shell;
 
 use std::ffi::{OsStr, OsString};
@@ -32,7 +41,6 @@ use ringback_ring::shards::Config;
 
 use args::{Args, Names, Refusal, Request};
 use output::complain;
-use shell::Shell;
 
 /// The name which others know.
 const NAME: &str = "qemu-io";
@@ -121,7 +129,7 @@ fn run_session(names: Names, args: Args) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let session = shards.spawn_on(0, |shard| Shell::run(shard, names, args));
+    let session = shards.spawn_on(0, |shard| program::run(shard, names, args));
     let is_well = session.wait();
     shards.stop();
     if is_well == Ok(true) {

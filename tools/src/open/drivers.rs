@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use ringback_block::event::Event;
-use ringback_block::filter::{blkdebug, throttle};
+use ringback_block::filter::{blkdebug, copy_before_write, throttle};
 use ringback_block::format::qcow2::{DiscardRules, OpenOptions, OverlapCheck};
 use ringback_block::graph::{GraphError, NodeSpec};
 use ringback_block::notice::Notify;
@@ -13,7 +13,8 @@ use ringback_qmp_shim::blockdev::blkdebug::{
 };
 use ringback_qmp_shim::blockdev::qcow2::ImageFacts;
 use ringback_qmp_shim::blockdev::{
-    BlkdebugOptions, Discard, FileOptions, Locking, NullOptions, Qcow2Options, Settings,
+    BlkdebugOptions, CbwOptions, Discard, FileOptions, Locking, NullOptions, OnCbwError,
+    Qcow2Options, Settings,
 };
 use ringback_qmp_shim::open::OpenNode;
 use ringback_qmp_shim::throttle_group::{self, Direction, Unit};
@@ -121,6 +122,29 @@ fn overlap_check(options: &Qcow2Options<OpenNode>) -> OverlapCheck {
             .with(name, watched)
             .expect("both sides know the same structures")
     })
+}
+
+/// A filter that saves what is overwritten.
+pub(super) fn copy_before_write(options: &CbwOptions<OpenNode>) -> copy_before_write::Options {
+    copy_before_write::Options {
+        on_cbw_error: on_cbw_error(options.on_cbw_error),
+        cbw_timeout_ns: cbw_timeout_ns(options.cbw_timeout),
+        min_cluster_size: options.min_cluster_size.unwrap_or(0),
+        ..copy_before_write::Options::default()
+    }
+}
+
+/// Who pays when old data cannot be saved.
+pub(crate) fn on_cbw_error(asked: Option<OnCbwError>) -> copy_before_write::OnCbwError {
+    match asked {
+        None | Some(OnCbwError::BreakGuestWrite) => copy_before_write::OnCbwError::BreakGuestWrite,
+        Some(OnCbwError::BreakSnapshot) => copy_before_write::OnCbwError::BreakSnapshot,
+    }
+}
+
+/// From seconds, where 0 is for ever.
+pub(crate) fn cbw_timeout_ns(seconds: Option<u32>) -> u64 {
+    u64::from(seconds.unwrap_or(0)) * 1_000_000_000
 }
 
 /// Rules of the file come before those of the options.

@@ -5,6 +5,7 @@
 //! is made of, to the engine. Here the two meet: a format is found by looking at
 //! the image, a backing file by asking the image for its name.
 
+mod create;
 mod describe;
 mod drivers;
 mod overlay;
@@ -18,13 +19,14 @@ use ringback_block::graph::{Graph, GraphError, NodeSpec, Qcow2Spec};
 use ringback_block::notice::{Notice, Notify};
 use ringback_qmp_shim::blockdev::qcow2::ImageFacts;
 use ringback_qmp_shim::blockdev::{
-    Child, DetectZeroes, Discard, DriverOptions, RawOptions, Settings,
+    CbwOptions, Child, DetectZeroes, Discard, DriverOptions, RawOptions, Settings,
 };
 use ringback_qmp_shim::open::{BackingHeader, DriverNode, ImageName, OpenNode};
 use ringback_ring::Shard;
 
-pub(crate) use describe::describe;
-pub(crate) use drivers::{limits, reason};
+pub(crate) use create::{create_file, preallocation, qcow2_create_options};
+pub(crate) use describe::{describe, describe_qcow2};
+pub(crate) use drivers::{cbw_timeout_ns, limits, on_cbw_error, reason};
 pub(crate) use overlay::overlay;
 pub(crate) use probe::{HEAD_BYTES, format as probed_format};
 
@@ -49,8 +51,8 @@ pub(crate) struct Opener<'a> {
     shard: &'a Shard,
     graph: &'a mut Graph,
     notify: Notify,
-    /// Everything opened, by node.
-    known: BTreeMap<String, Opened>,
+    /// Everything that can be referred to, by node.
+    known: &'a mut BTreeMap<String, Opened>,
     /// In the order of opening.
     nodes: Vec<String>,
     warnings: Vec<String>,
@@ -73,7 +75,8 @@ pub(crate) struct Chain {
 
 type Opening<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> + 'a>>;
 
-/// Opens a tree of nodes.
+/// Opens a tree of nodes. `known` has the nodes that can be referred to, and gets
+/// those that are made.
 ///
 /// # Errors
 ///
@@ -85,12 +88,13 @@ pub(crate) async fn open(
     notify: Notify,
     node: OpenNode,
     tells_of_guesses: bool,
+    known: &mut BTreeMap<String, Opened>,
 ) -> Result<Chain, String> {
     let mut opener = Opener {
         shard,
         graph,
         notify,
-        known: BTreeMap::new(),
+        known,
         nodes: Vec::new(),
         warnings: Vec::new(),
         tells_of_guesses,
@@ -105,6 +109,9 @@ pub(crate) async fn open(
         }),
         Err(error) => {
             let nodes = std::mem::take(&mut opener.nodes);
+            for node in &nodes {
+                opener.known.remove(node);
+            }
             // The first error counts.
             let _ = close(shard, graph, &nodes).await;
             Err(error)
@@ -254,12 +261,22 @@ impl Opener<'_> {
                 let added = self.add(NodeSpec::CopyOnRead { file }, name).await?;
                 (added, image(&[("file", Some(&child.name))]))
             }
+            DriverOptions::CopyBeforeWrite(filter) => {
+                let (spec, file) = self.copy_before_write(filter).await?;
+                let added = self.add(spec, name).await?;
+                (added, image(&[("file", Some(&file.name))]))
+            }
+            DriverOptions::SnapshotAccess(access) => {
+                let child = self.open_child(access.file.clone()).await?;
+                let file = child.node.clone();
+                let added = self.add(NodeSpec::SnapshotAccess { file }, name).await?;
+                (added, image(&[("file", Some(&child.name))]))
+            }
             DriverOptions::Qcow2(_) => {
                 let (added, name, found) = self.open_qcow2(&node).await?;
                 header = Some(found);
                 (added, name)
             }
-            other => return Err(format!("driver '{}' is not supported yet", other.name())),
         };
         let opened = Opened {
             node: added.clone(),
@@ -271,6 +288,25 @@ impl Opener<'_> {
         };
         self.known.insert(added, opened.clone());
         Ok(opened)
+    }
+
+    async fn copy_before_write(
+        &mut self,
+        options: &CbwOptions<OpenNode>,
+    ) -> Result<(NodeSpec, Opened), String> {
+        let file = self.open_child(options.file.clone()).await?;
+        let target = self.open_child(options.target.clone()).await?;
+        let bitmap = options
+            .bitmap
+            .as_ref()
+            .map(|bitmap| (bitmap.node.clone(), bitmap.name.clone()));
+        let spec = NodeSpec::CopyBeforeWrite {
+            file: file.node.clone(),
+            target: target.node,
+            bitmap,
+            options: drivers::copy_before_write(options),
+        };
+        Ok((spec, file))
     }
 
     /// The image first, without its backing file: its locks are taken before

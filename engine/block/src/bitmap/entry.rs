@@ -50,15 +50,6 @@ pub struct BitmapInfo {
     pub flags: BitmapFlags,
 }
 
-/// Where a merge takes its bits from.
-#[derive(Debug, Clone, Copy)]
-pub enum MergeSource<'a> {
-    /// A bitmap of the same node, by name.
-    Local(&'a str),
-    /// A bitmap of another node.
-    External(&'a NamedBitmap),
-}
-
 /// What somebody wants to do with a bitmap; the flags may forbid it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {

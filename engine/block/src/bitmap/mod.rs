@@ -29,7 +29,7 @@ mod tests;
 pub mod words;
 
 pub use dirty::{Area, Areas, DirtyBitmap};
-pub use entry::{BitmapFlags, BitmapInfo, MergeSource, NamedBitmap, default_granularity};
+pub use entry::{BitmapFlags, BitmapInfo, NamedBitmap, default_granularity};
 pub use named::NodeBitmaps;
 
 /// Why a bitmap was not made or not changed; the texts are QEMU's where QEMU has one.

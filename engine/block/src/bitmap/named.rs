@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use super::dirty::check_granularity;
 use super::entry::Use;
-use super::{BitmapError, BitmapFlags, BitmapInfo, DirtyBitmap, MergeSource, NamedBitmap};
+use super::{BitmapError, BitmapFlags, BitmapInfo, DirtyBitmap, NamedBitmap};
 
 /// Longest name, in bytes.
 const NAME_LEN_MAX: usize = 1023;
@@ -164,6 +164,15 @@ impl NodeBitmaps {
         Ok(())
     }
 
+    /// The bits of a bitmap that may be changed.
+    ///
+    /// # Errors
+    ///
+    /// No such bitmap, or one that is busy, read-only or inconsistent.
+    pub fn bits_of(&mut self, name: &str) -> Result<Arc<DirtyBitmap>, BitmapError> {
+        Ok(Arc::clone(&self.usable(name, Use::Change)?.bits))
+    }
+
     /// Gives the bitmap other bits and hands back those that it had, so that a transaction can
     /// put them back.
     ///
@@ -182,23 +191,30 @@ impl NodeBitmaps {
         ))
     }
 
-    /// Marks in bitmap `target` what is dirty in the sources: all of them, or on error none.
+    /// What bitmap `target` and the sources have dirty together, as new bits for
+    /// [`Self::replace`].
     ///
     /// # Errors
     ///
     /// No such target; a source that is missing, busy, inconsistent or of another size; a
-    /// target that is busy, read-only or inconsistent. In this order.
-    pub fn merge(&mut self, target: &str, sources: &[MergeSource<'_>]) -> Result<(), BitmapError> {
+    /// target that is busy, read-only or inconsistent; memory that is refused. In this order.
+    pub fn merged(
+        &self,
+        target: &str,
+        sources: &[NamedBitmap],
+    ) -> Result<DirtyBitmap, BitmapError> {
         let index = self.index(target)?;
         let sources = sources
             .iter()
-            .map(|source| self.source_bits(*source))
+            .map(|source| self.source_bits(source))
             .collect::<Result<Vec<_>, _>>()?;
-        self.entries[index].check(Use::Change)?;
+        let target = &self.entries[index];
+        target.check(Use::Change)?;
+        let merged = target.bits.resized(target.bits.size())?;
         for source in sources {
-            self.entries[index].bits.merge_from(SHARD, &source)?;
+            merged.merge_from(SHARD, &source)?;
         }
-        Ok(())
+        Ok(merged)
     }
 
     /// The bitmap of this name.
@@ -353,14 +369,10 @@ impl NodeBitmaps {
     }
 
     /// The bits of a source that can be merged into a bitmap of this node.
-    fn source_bits(&self, source: MergeSource<'_>) -> Result<Arc<DirtyBitmap>, BitmapError> {
-        let entry = match source {
-            MergeSource::Local(name) => &self.entries[self.index(name)?],
-            MergeSource::External(entry) => entry,
-        };
-        entry.check(Use::Read)?;
-        self.check_size(&entry.bits)?;
-        Ok(Arc::clone(&entry.bits))
+    fn source_bits(&self, source: &NamedBitmap) -> Result<Arc<DirtyBitmap>, BitmapError> {
+        source.check(Use::Read)?;
+        self.check_size(&source.bits)?;
+        Ok(Arc::clone(&source.bits))
     }
 
     fn check_name(&self, name: &str) -> Result<(), BitmapError> {

@@ -2,6 +2,8 @@
 //!
 //! Old data is read into the very buffer that goes to the target.
 
+use std::ops::Range;
+
 use ringback_ring::{Buf, Errno, IoResult, Shard};
 
 use crate::metrics::{Class, Metrics};
@@ -47,70 +49,107 @@ pub struct Copied {
     pub zero: u64,
 }
 
-/// The buffer that a chunk of these bytes needs.
-pub(crate) fn buffer_len(bytes: Span) -> usize {
-    in_memory(bytes.len.min(BYTES_MAX))
+/// From where to where bytes are copied, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Copier<'a> {
+    pub(crate) source: &'a Path,
+    pub(crate) target: &'a Path,
+    /// What is written is stored compressed.
+    pub(crate) compress: bool,
+    /// The most that is copied with one buffer; a compressed cluster is written
+    /// in one piece.
+    pub(crate) piece_max: u64,
 }
 
-/// Copies `bytes` from one disk to the same place of the other, through a
-/// buffer of [`buffer_len`] bytes or more.
-pub(crate) async fn copy(
-    shard: &Shard,
-    source: &Path,
-    target: &Path,
-    bytes: Span,
-    mut buf: Buf,
-) -> Result<Copied, CopyError> {
-    let mut copied = Copied::default();
-    for piece in bytes.pieces(BYTES_MAX) {
-        let window = 0..in_memory(piece.len);
-        let start = shard.now_ns();
-        let read;
-        (read, buf) = source.read(shard, piece.offset, buf, window.clone()).await;
-        read.map_err(|errno| CopyError {
-            side: Side::Source,
-            errno,
-        })?;
-        let metrics = shard.local::<Metrics>();
-        let half = shard.now_ns();
-        metrics.record(Class::CopyRead, half - start);
-        let written: IoResult<()>;
-        if is_zero(&buf[window.clone()]) {
-            written = target.write_zeroes(shard, piece, ZeroFlags::UNMAP).await;
-            copied.zero += piece.len;
-        } else {
-            (written, buf) = target.write(shard, piece.offset, buf, window).await;
-            copied.data += piece.len;
-        }
-        written.map_err(|errno| CopyError {
-            side: Side::Target,
-            errno,
-        })?;
-        metrics.record(Class::CopyWrite, shard.now_ns() - half);
+impl Copier<'_> {
+    /// The buffer that a chunk of these bytes needs.
+    pub(crate) fn buffer_len(&self, bytes: Span) -> usize {
+        in_memory(bytes.len.min(self.piece_max))
     }
-    Ok(copied)
-}
 
-/// Makes `bytes` of the target read as zeroes, as they are known to do on the
-/// source.
-pub(crate) async fn copy_zeroes(
-    shard: &Shard,
-    target: &Path,
-    bytes: Span,
-) -> Result<Copied, CopyError> {
-    let start = shard.now_ns();
-    target
-        .write_zeroes(shard, bytes, ZeroFlags::UNMAP)
-        .await
-        .map_err(|errno| CopyError {
-            side: Side::Target,
-            errno,
-        })?;
-    shard
-        .local::<Metrics>()
-        .record(Class::CopyWrite, shard.now_ns() - start);
-    Ok(Copied {
-        data: 0,
-        zero: bytes.len,
-    })
+    /// Copies `bytes` from one disk to the same place of the other, through a
+    /// buffer of [`Self::buffer_len`] bytes or more.
+    pub(crate) async fn copy(
+        &self,
+        shard: &Shard,
+        bytes: Span,
+        mut buf: Buf,
+    ) -> Result<Copied, CopyError> {
+        let mut copied = Copied::default();
+        for piece in bytes.pieces(self.piece_max) {
+            let window = 0..in_memory(piece.len);
+            let start = shard.now_ns();
+            let read;
+            (read, buf) = self
+                .source
+                .read(shard, piece.offset, buf, window.clone())
+                .await;
+            read.map_err(|errno| CopyError {
+                side: Side::Source,
+                errno,
+            })?;
+            let metrics = shard.local::<Metrics>();
+            let half = shard.now_ns();
+            metrics.record(Class::CopyRead, half - start);
+            let written;
+            if is_zero(&buf[window.clone()]) {
+                written = self
+                    .target
+                    .write_zeroes(shard, piece, ZeroFlags::UNMAP)
+                    .await;
+                copied.zero += piece.len;
+            } else {
+                (written, buf) = self.write(shard, piece, buf, window).await;
+                copied.data += piece.len;
+            }
+            written.map_err(|errno| CopyError {
+                side: Side::Target,
+                errno,
+            })?;
+            metrics.record(Class::CopyWrite, shard.now_ns() - half);
+        }
+        Ok(copied)
+    }
+
+    async fn write(
+        &self,
+        shard: &Shard,
+        piece: Span,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        if self.compress {
+            let written = self
+                .target
+                .write_compressed(shard, piece.offset, &buf[window])
+                .await;
+            (written, buf)
+        } else {
+            self.target.write(shard, piece.offset, buf, window).await
+        }
+    }
+
+    /// Makes `bytes` of the target read as zeroes, as they are known to do on
+    /// the source.
+    pub(crate) async fn copy_zeroes(
+        &self,
+        shard: &Shard,
+        bytes: Span,
+    ) -> Result<Copied, CopyError> {
+        let start = shard.now_ns();
+        self.target
+            .write_zeroes(shard, bytes, ZeroFlags::UNMAP)
+            .await
+            .map_err(|errno| CopyError {
+                side: Side::Target,
+                errno,
+            })?;
+        shard
+            .local::<Metrics>()
+            .record(Class::CopyWrite, shard.now_ns() - start);
+        Ok(Copied {
+            data: 0,
+            zero: bytes.len,
+        })
+    }
 }

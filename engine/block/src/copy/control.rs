@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ringback_ring::{Errno, Shard, error_text};
 
 use crate::copy::chunk::{CopyError, Side};
-use crate::sync::{AtomicBool, Ordering, WaitQueue, fence};
+use crate::sync::{AtomicBool, AtomicU64, Ordering, WaitQueue, fence};
 
 /// What to do about an I/O error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,11 +76,24 @@ pub enum JobError {
     SnapshotBroken(Errno),
 }
 
+impl JobError {
+    /// The errno behind it; none if somebody asked for the end.
+    pub fn errno(self) -> Option<Errno> {
+        match self {
+            Self::Cancelled => None,
+            Self::Copy(error) => Some(error.errno),
+            Self::Flush(errno) | Self::SnapshotBroken(errno) => Some(errno),
+        }
+    }
+}
+
 /// Shared by a job's workers, on all shards, and its owner.
 #[derive(Debug, Default)]
 pub struct Control {
     stopping: AtomicBool,
     paused: AtomicBool,
+    /// Counts what may be of interest to who watches the job.
+    news: AtomicU64,
     /// Woken when one of the above changes.
     changed: WaitQueue,
     on_source_error: OnError,
@@ -109,6 +122,7 @@ impl Control {
     }
 
     fn changed(&self) {
+        self.news.fetch_add(1, Ordering::Relaxed);
         // The change first, then the look for who waits for it.
         fence(Ordering::SeqCst);
         self.changed.wake_all();
@@ -143,6 +157,11 @@ impl Control {
 
     pub(crate) fn wake(&self) {
         self.changed();
+    }
+
+    /// A number that is another one after each change.
+    pub(crate) fn news(&self) -> u64 {
+        self.news.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

@@ -28,7 +28,7 @@ use crate::copy::rate::Rate;
 use crate::extent::{Content, Extent};
 use crate::filter::copy_before_write::CopyBeforeWrite;
 use crate::span::Span;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, fence};
 
 /// Known zeroes are reserved in stretches of at most this many bytes.
 const ZEROES_MAX: u64 = 64 << 20;
@@ -84,6 +84,8 @@ pub(crate) struct Pool {
     cursor: AtomicU64,
     /// Workers that have a stretch, or are about to take one.
     reserved: AtomicU64,
+    /// Workers between their look at *paused* and the end of a copy.
+    copying: AtomicU64,
     /// Bytes read and written, and bytes written as zeroes.
     data: AtomicU64,
     zero: AtomicU64,
@@ -114,9 +116,15 @@ impl Pool {
             chunk_clusters,
             cursor: AtomicU64::new(0),
             reserved: AtomicU64::new(0),
+            copying: AtomicU64::new(0),
             data: AtomicU64::new(0),
             zero: AtomicU64::new(0),
         }
+    }
+
+    /// Whether no worker copies anything. While the job is paused none begins.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.copying.load(Ordering::SeqCst) == 0
     }
 
     pub(crate) fn copied(&self) -> Copied {
@@ -288,30 +296,42 @@ impl Pool {
     /// Claims and copies; answers where to go on.
     async fn copy_run(&self, shard: &Shard, first: u64, end: u64) -> Result<u64, CopyError> {
         let buf = shard
-            .buffer(chunk::buffer_len(self.filter.bytes(first, end)))
+            .buffer(
+                self.filter
+                    .copier()
+                    .buffer_len(self.filter.bytes(first, end)),
+            )
             .await;
+        let Some(_copying) = self.begin_copy() else {
+            return Ok(first);
+        };
         let Some(claimed) = self.claim(first, end) else {
             return Ok(first);
         };
         let bytes = self.filter.bytes(claimed.first, claimed.end);
-        let result = chunk::copy(
-            shard,
-            self.filter.source(),
-            self.filter.target(),
-            bytes,
-            buf,
-        )
-        .await;
+        let result = self.filter.copier().copy(shard, bytes, buf).await;
         self.settle(shard, claimed, result).await
     }
 
     async fn zero_run(&self, shard: &Shard, first: u64, end: u64) -> Result<u64, CopyError> {
+        let Some(_copying) = self.begin_copy() else {
+            return Ok(first);
+        };
         let Some(claimed) = self.claim(first, end) else {
             return Ok(first);
         };
         let bytes = self.filter.bytes(claimed.first, claimed.end);
-        let result = chunk::copy_zeroes(shard, self.filter.target(), bytes).await;
+        let result = self.filter.copier().copy_zeroes(shard, bytes).await;
         self.settle(shard, claimed, result).await
+    }
+
+    /// Nothing if the job was paused meanwhile: who asks for a pause and then
+    /// finds nobody copying is right.
+    fn begin_copy(&self) -> Option<Copying<'_>> {
+        self.copying.fetch_add(1, Ordering::SeqCst);
+        let copying = Copying(self);
+        fence(Ordering::SeqCst);
+        (!self.control.is_paused()).then_some(copying)
     }
 
     /// Nothing if the job was told to stop while the buffer was waited for, or
@@ -340,6 +360,18 @@ impl Pool {
                 self.filter.release(shard, claimed).await;
                 Err(error)
             }
+        }
+    }
+}
+
+/// A worker that copies, until dropped.
+struct Copying<'a>(&'a Pool);
+
+impl Drop for Copying<'_> {
+    fn drop(&mut self) {
+        let was = self.0.copying.fetch_sub(1, Ordering::SeqCst);
+        if was == 1 && self.0.control.is_paused() {
+            self.0.control.wake();
         }
     }
 }

@@ -91,7 +91,7 @@ impl Graph {
                 continue;
             };
             let fills = matches!(node.kind, Kind::CopyOnRead { .. });
-            if !self.passes_through(file, bottom) || (fills && self.users_above(name).is_empty()) {
+            if !self.passes_through(file, bottom) || self.is_idle_filter(name, &node.kind) {
                 continue;
             }
             let label = format!("node '{name}' (uses it as 'file' child)");
@@ -119,5 +119,18 @@ impl Graph {
             found.push(claim);
         }
         Ok(found)
+    }
+
+    /// Whether nothing depends on a filter yet: neither requests nor a snapshot
+    /// go through it.
+    fn is_idle_filter(&self, name: &str, kind: &Kind) -> bool {
+        let is_exclusive = matches!(
+            kind,
+            Kind::CopyBeforeWrite {
+                is_exclusive: true,
+                ..
+            }
+        );
+        !is_exclusive && self.users_above(name).is_empty() && !self.has_reader(name)
     }
 }

@@ -72,6 +72,9 @@ pub enum GraphError {
     /// No node of that name.
     #[error("Cannot find device='{0}' nor node-name='{0}'")]
     NotFound(String),
+    /// No node of that name, where a bitmap is looked for.
+    #[error("Node '{0}' not found")]
+    NoNode(String),
     /// The name is taken.
     #[error("Duplicate nodes with node-name='{0}'")]
     Duplicate(String),
@@ -142,6 +145,9 @@ pub enum GraphError {
     /// Its first bytes could not be read.
     #[error("Could not read image for determining its format: {}", error_text(*.0))]
     Peek(Errno),
+    /// An overlay comes without one.
+    #[error("The overlay already has a backing image")]
+    HasBacking,
     /// Only images have a backing file.
     #[error("Node '{0}' cannot have a backing file")]
     NoBacking(String),

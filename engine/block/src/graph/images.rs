@@ -197,7 +197,11 @@ impl Graph {
         result
     }
 
-    fn replace_backing(&mut self, name: &str, new: Option<&str>) -> Result<(), GraphError> {
+    pub(super) fn replace_backing(
+        &mut self,
+        name: &str,
+        new: Option<&str>,
+    ) -> Result<(), GraphError> {
         let node = self.node_mut(name)?;
         let Kind::Qcow2 { backing, .. } = &mut node.kind else {
             return Err(GraphError::NoBacking(name.into()));
@@ -223,7 +227,7 @@ impl Graph {
     }
 
     /// Whether a node stands on another one, in whatever way.
-    fn reaches(&self, from: &str, name: &str) -> bool {
+    pub(super) fn reaches(&self, from: &str, name: &str) -> bool {
         from == name
             || self.nodes.get(from).is_some_and(|node| {
                 children(&node.kind)

@@ -5,23 +5,38 @@ use std::sync::Arc;
 
 use ringback_ring::Shard;
 
-use super::{Graph, GraphError, Kind, UserId, children};
-use crate::bitmap::DirtyBitmap;
+use super::{Graph, GraphError, Kind};
+use crate::bitmap::{BitmapError, DirtyBitmap};
 use crate::filter::copy_before_write::{self, CopyBeforeWrite};
 
 /// A copy-before-write filter to be put above a node under load.
 pub struct Insertion<'a> {
-    /// Name of the new node.
-    pub node_name: &'a str,
+    /// Name of the new node; none: one is made.
+    pub node_name: Option<&'a str>,
     /// Above which node.
     pub file: &'a str,
     /// Where old data goes.
     pub target: &'a str,
-    /// Save only what is dirty here: a bitmap of `file`, which is frozen for the
-    /// filter and must be given back by [`Graph::end_bitmap`].
+    /// A bitmap of `file`, which is frozen for the filter and must be given back
+    /// by [`Graph::end_bitmap`].
     pub bitmap: Option<&'a str>,
+    /// What is saved.
+    pub scope: Scope,
     /// Of the filter.
     pub options: copy_before_write::Options,
+}
+
+/// What a filter saves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// The whole disk.
+    #[default]
+    Everything,
+    /// What is dirty in the bitmap; only that can be read from the snapshot.
+    Bitmap,
+    /// What is dirty in the bitmap; the rest counts as readable as long as it is
+    /// not overwritten.
+    BitmapAlone,
 }
 
 /// Filters that have been put in.
@@ -58,81 +73,29 @@ impl Graph {
         insertions: &[Insertion<'_>],
         at_instant: impl FnOnce(),
     ) -> Result<Inserted, GraphError> {
-        for (index, insertion) in insertions.iter().enumerate() {
-            self.check_insertion(insertion)?;
-            if insertions[..index]
-                .iter()
-                .any(|other| other.node_name == insertion.node_name)
-            {
-                return Err(GraphError::Duplicate(insertion.node_name.into()));
-            }
-        }
-        let mut concerned: Vec<UserId> = insertions
-            .iter()
-            .flat_map(|insertion| self.users_above(insertion.file))
-            .collect();
-        concerned.sort_unstable();
-        concerned.dedup();
-        let start = shard.now_ns();
-        self.drain(&concerned).await;
-        let result = self.insert_drained(shard, insertions);
-        if result.is_ok() {
-            at_instant();
-        }
-        self.resume(&concerned).await;
-        let pause_ns = shard.now_ns() - start;
-        result.map(|filters| Inserted { filters, pause_ns })
-    }
-
-    /// While nothing is in flight: all or nothing.
-    fn insert_drained(
-        &mut self,
-        shard: &Shard,
-        insertions: &[Insertion<'_>],
-    ) -> Result<Vec<Arc<CopyBeforeWrite>>, GraphError> {
+        let nodes: Vec<&str> = insertions.iter().map(|insertion| insertion.file).collect();
+        let mut transaction = self.begin(shard, &nodes).await;
         let mut filters = Vec::new();
-        let mut result = Ok(());
         for insertion in insertions {
-            result = self
-                .insert_one(shard, insertion)
-                .map(|filter| filters.push(filter));
-            if result.is_err() {
-                break;
+            match transaction.insert(insertion) {
+                Ok((_, filter)) => filters.push(filter),
+                Err(error) => {
+                    transaction.abort().await;
+                    return Err(error);
+                }
             }
         }
-        let result = result.and_then(|()| self.check_permissions());
-        if let Err(error) = result {
-            for insertion in insertions[..filters.len()].iter().rev() {
-                self.undo_insertion(insertion)?;
-            }
-            self.relock();
-            return Err(error);
-        }
-        Ok(filters)
+        at_instant();
+        let pause_ns = transaction.commit().await?;
+        Ok(Inserted { filters, pause_ns })
     }
 
-    fn undo_insertion(&mut self, insertion: &Insertion<'_>) -> Result<(), GraphError> {
-        self.redirect(insertion.node_name, insertion.file);
-        self.nodes.remove(insertion.node_name);
-        if let Some(name) = insertion.bitmap {
-            self.node_mut(insertion.file)?.bitmaps.reclaim(name)?;
-        }
-        Ok(())
-    }
-
-    fn check_insertion(&self, insertion: &Insertion<'_>) -> Result<(), GraphError> {
+    pub(super) fn check_insertion(&self, insertion: &Insertion<'_>) -> Result<(), GraphError> {
         let (file, target) = (insertion.file, insertion.target);
-        self.check_new_name(insertion.node_name)?;
-        let has_parent = self.nodes.values().any(|node| {
-            !matches!(
-                node.kind,
-                Kind::CopyBeforeWrite { .. } | Kind::SnapshotAccess { .. }
-            ) && children(&node.kind).contains(&file)
-        });
-        if has_parent {
-            // Whoever uses the parent would not pass through the filter.
-            return Err(GraphError::InUse(file.into()));
+        if let Some(name) = insertion.node_name {
+            self.check_new_name(name)?;
         }
+        self.check_redirectable(file)?;
         let (source_size, target_size) = (self.size(file)?, self.size(target)?);
         if file == target || self.passes_through(target, file) || self.passes_through(file, target)
         {
@@ -149,26 +112,48 @@ impl Graph {
         self.check_writable(target)
     }
 
+    /// Whether everybody who uses a node can be made to use another one.
+    pub(super) fn check_redirectable(&self, name: &str) -> Result<(), GraphError> {
+        let is_held = self.nodes.values().any(|node| match &node.kind {
+            // An open image works with its file as it found it.
+            Kind::Qcow2 {
+                file, data_file, ..
+            } => file == name || data_file.as_deref() == Some(name),
+            Kind::SnapshotAccess { file, .. } => file == name,
+            Kind::CopyBeforeWrite { target, .. } => target == name,
+            _ => false,
+        });
+        if is_held {
+            return Err(GraphError::InUse(name.into()));
+        }
+        Ok(())
+    }
+
     /// What defines the point in time: the bitmap's freeze, the copy states.
-    fn insert_one(
+    pub(super) fn insert_one(
         &mut self,
         shard: &Shard,
         insertion: &Insertion<'_>,
-    ) -> Result<Arc<CopyBeforeWrite>, GraphError> {
+    ) -> Result<(String, Arc<CopyBeforeWrite>), GraphError> {
+        let name = match insertion.node_name {
+            Some(name) => name.to_owned(),
+            None => self.make_name(),
+        };
         let frozen = match insertion.bitmap {
             Some(name) => Some(self.freeze(insertion.file, name)?),
             None => None,
         };
         match self.make_filter(shard, insertion, frozen.as_deref()) {
             Ok(filter) => {
-                self.redirect(insertion.file, insertion.node_name);
+                self.redirect(insertion.file, &name)?;
                 let kind = Kind::CopyBeforeWrite {
                     filter: Arc::clone(&filter),
                     file: insertion.file.into(),
                     target: insertion.target.into(),
+                    is_exclusive: true,
                 };
-                self.insert(shard, insertion.node_name, kind);
-                Ok(filter)
+                self.insert(shard, &name, kind);
+                Ok((name, filter))
             }
             Err(error) => {
                 if let Some(name) = insertion.bitmap {
@@ -187,6 +172,48 @@ impl Graph {
         Ok(bitmaps.freeze(name)?)
     }
 
+    /// A filter that nobody uses yet. Whoever comes to use it later has his
+    /// writes saved from then on.
+    pub(super) fn copy_before_write_on(
+        &self,
+        shard: &Shard,
+        file: String,
+        target: String,
+        bitmap: Option<(String, String)>,
+        options: copy_before_write::Options,
+    ) -> Result<Kind, GraphError> {
+        if file == target || self.reaches(&target, &file) || self.reaches(&file, &target) {
+            return Err(GraphError::SameNode);
+        }
+        self.check_writable(&target)?;
+        let bits = match &bitmap {
+            None => None,
+            Some((node, name)) => {
+                let bitmap = self.named_bitmaps(node)?.get(name);
+                let bitmap = bitmap.ok_or_else(|| BitmapError::NotFound(name.clone()))?;
+                bitmap.check_usable(true)?;
+                Some(Arc::clone(bitmap.bits()))
+            }
+        };
+        let scope = bits.as_deref().map_or(
+            copy_before_write::Scope::Everything,
+            copy_before_write::Scope::Snapshot,
+        );
+        let options = copy_before_write::Options {
+            target_cluster_size: self.cluster_size(&target)?,
+            ..options
+        };
+        let (source_path, target_path) = (self.path(&file)?, self.path(&target)?);
+        let shards = shard.set().count();
+        let filter = CopyBeforeWrite::new(shards, source_path, target_path, scope, options)?;
+        Ok(Kind::CopyBeforeWrite {
+            filter: Arc::new(filter),
+            file,
+            target,
+            is_exclusive: false,
+        })
+    }
+
     fn make_filter(
         &self,
         shard: &Shard,
@@ -195,23 +222,47 @@ impl Graph {
     ) -> Result<Arc<CopyBeforeWrite>, GraphError> {
         // After the freeze: the source's recorders are part of its path.
         let (source, target) = (self.path(insertion.file)?, self.path(insertion.target)?);
+        let options = copy_before_write::Options {
+            target_cluster_size: self.cluster_size(insertion.target)?,
+            ..insertion.options
+        };
+        let scope = match (insertion.scope, bitmap) {
+            (Scope::Everything, _) | (_, None) => copy_before_write::Scope::Everything,
+            (Scope::Bitmap, Some(bitmap)) => copy_before_write::Scope::Snapshot(bitmap),
+            (Scope::BitmapAlone, Some(bitmap)) => copy_before_write::Scope::Saved(bitmap),
+        };
         let shards = shard.set().count();
-        let filter = CopyBeforeWrite::new(shards, source, target, bitmap, insertion.options)?;
+        let filter = CopyBeforeWrite::new(shards, source, target, scope, options)?;
         Ok(Arc::new(filter))
     }
 
-    /// Users and parents of one node become those of another.
-    fn redirect(&mut self, from: &str, to: &str) {
+    /// Users and parents of one node become those of another. What the other one
+    /// stands on stays where it is.
+    pub(super) fn redirect(&mut self, from: &str, to: &str) -> Result<(), GraphError> {
+        self.check_redirectable(from)?;
         for user in self.users.values_mut().filter(|user| user.node == from) {
             user.node = to.into();
         }
-        for (_, node) in self.nodes.iter_mut().filter(|(name, _)| *name != to) {
-            if let Kind::CopyBeforeWrite { file, .. } = &mut node.kind
-                && file == from
+        let parents: Vec<String> = self
+            .nodes
+            .keys()
+            .filter(|name| name.as_str() != to && !self.reaches(to, name))
+            .cloned()
+            .collect();
+        for parent in parents {
+            let node = self.node_mut(&parent)?;
+            for claim in &mut node.claims {
+                if claim.child == from {
+                    claim.child = to.into();
+                }
+            }
+            if let Some(child) = exchangeable_child(&mut node.kind)
+                && child == from
             {
-                *file = to.into();
+                *child = to.into();
             }
         }
+        Ok(())
     }
 
     /// Takes a filter out: its users use the node below again. Snapshot readers
@@ -229,22 +280,24 @@ impl Graph {
             return Err(GraphError::NoSnapshot(name.into()));
         };
         let (below, filter) = (file.clone(), Arc::clone(filter));
-        let has_reader = self
-            .nodes
-            .values()
-            .any(|node| matches!(&node.kind, Kind::SnapshotAccess { file, .. } if file == name));
-        if has_reader || filter.has_job() {
+        if self.has_reader(name) || filter.has_job() {
             return Err(GraphError::InUse(name.into()));
         }
         let concerned = self.users_above(name);
         self.drain(&concerned).await;
         // A save that timed out may still write to the target.
         filter.wait_for_saves_in_flight(shard).await;
-        self.redirect(name, &below);
+        self.redirect(name, &below)?;
         self.nodes.remove(name);
         self.relock();
         self.resume(&concerned).await;
         Ok(())
+    }
+
+    /// Whether a filter's snapshot can be read through another node.
+    pub(super) fn has_reader(&self, name: &str) -> bool {
+        let mut nodes = self.nodes.values();
+        nodes.any(|node| matches!(&node.kind, Kind::SnapshotAccess { file, .. } if file == name))
     }
 
     /// Gives a frozen bitmap back when the work that froze it has ended.
@@ -264,5 +317,18 @@ impl Graph {
         })
         .await
         .map(drop)
+    }
+}
+
+/// The child that another node can take the place of while the parent is open.
+fn exchangeable_child(kind: &mut Kind) -> Option<&mut String> {
+    match kind {
+        Kind::Protocol { .. } | Kind::SnapshotAccess { .. } => None,
+        Kind::Qcow2 { backing, .. } => backing.as_mut(),
+        Kind::Raw { file, .. }
+        | Kind::CopyBeforeWrite { file, .. }
+        | Kind::BlkDebug { image: file, .. }
+        | Kind::Throttle { file, .. }
+        | Kind::CopyOnRead { file, .. } => Some(file),
     }
 }

@@ -8,6 +8,8 @@
 //! | --- | --- |
 //! | `images`, `bitmaps`, `filters` | nodes of these kinds |
 //! | `insertion` | copy-before-write filters that come and go under load |
+//! | `ownership` | who keeps a node |
+//! | `transaction` | several changes at one instant |
 //! | `resolve` | from a node to its path |
 //! | `claims`, `permissions` | who may do what beside whom |
 //!
@@ -31,8 +33,10 @@ mod error;
 mod filters;
 mod images;
 mod insertion;
+mod ownership;
 mod permissions;
 mod resolve;
+mod transaction;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -43,7 +47,7 @@ use ringback_ring::{File, Shard};
 use crate::bitmap::{BitmapError, NodeBitmaps};
 use crate::child::Child;
 use crate::filter::blkdebug::{self, BlkDebug};
-use crate::filter::copy_before_write::CopyBeforeWrite;
+use crate::filter::copy_before_write::{self, CopyBeforeWrite};
 use crate::filter::copy_on_read::CopyOnRead;
 use crate::filter::snapshot_access::SnapshotAccess;
 use crate::filter::throttle::{Throttle, ThrottleGroup};
@@ -57,9 +61,10 @@ use crate::storage::Storage;
 pub use bitmaps::BitmapSpec;
 pub use error::GraphError;
 pub use images::Qcow2Spec;
-pub use insertion::{BitmapEnd, Inserted, Insertion};
+pub use insertion::{BitmapEnd, Inserted, Insertion, Scope};
 pub use permissions::Access;
 use permissions::ChildClaim;
+pub use transaction::{MergeFrom, Transaction};
 
 /// How to make a node.
 #[derive(Clone, Debug)]
@@ -95,6 +100,17 @@ pub enum NodeSpec {
     },
     /// A qcow2 image.
     Qcow2(Qcow2Spec),
+    /// Saves what is overwritten by whoever uses it.
+    CopyBeforeWrite {
+        /// The disk.
+        file: String,
+        /// Where old data goes.
+        target: String,
+        /// Save only what is dirty now in this bitmap: its node and its name.
+        bitmap: Option<(String, String)>,
+        /// Of the filter.
+        options: copy_before_write::Options,
+    },
     /// The point-in-time view of a copy-before-write node.
     SnapshotAccess {
         /// The filter.
@@ -144,6 +160,8 @@ enum Kind {
         filter: Arc<CopyBeforeWrite>,
         file: String,
         target: String,
+        /// It was put above a disk in use: nobody goes around it.
+        is_exclusive: bool,
     },
     SnapshotAccess {
         snapshot: Arc<SnapshotAccess>,
@@ -165,6 +183,10 @@ enum Kind {
 }
 
 struct Node {
+    /// Nodes are numbered as they are made.
+    number: u64,
+    /// Somebody outside keeps it.
+    is_owned: bool,
     kind: Kind,
     bitmaps: NodeBitmaps,
     /// What it does with its children by itself, whoever uses it.
@@ -189,6 +211,7 @@ pub struct Graph {
     users: BTreeMap<UserId, User>,
     next_user: u64,
     next_name: u64,
+    next_number: u64,
     /// Claims of a node that is being opened.
     opening: Vec<ChildClaim>,
     throttle_groups: BTreeMap<String, Arc<ThrottleGroup>>,
@@ -247,10 +270,15 @@ impl Graph {
         shard: &Shard,
         spec: NodeSpec,
     ) -> Result<String, GraphError> {
-        self.next_name += 1;
-        let name = format!("#block{:03}", self.next_name);
+        let name = self.make_name();
         self.add_checked(shard, &name, spec).await?;
         Ok(name)
+    }
+
+    /// A name that nobody can have given.
+    fn make_name(&mut self) -> String {
+        self.next_name += 1;
+        format!("#block{:03}", self.next_name)
     }
 
     async fn add_checked(
@@ -283,6 +311,12 @@ impl Graph {
             }
             NodeSpec::Raw { file, offset, size } => self.raw_on(file, offset, size)?,
             NodeSpec::Qcow2(spec) => return self.add_qcow2(shard, name, spec).await,
+            NodeSpec::CopyBeforeWrite {
+                file,
+                target,
+                bitmap,
+                options,
+            } => self.copy_before_write_on(shard, file, target, bitmap, options)?,
             NodeSpec::SnapshotAccess { file } => match &self.node(&file)?.kind {
                 Kind::CopyBeforeWrite { filter, .. } => {
                     let snapshot = Arc::new(SnapshotAccess::new(Arc::clone(filter)));
@@ -308,7 +342,10 @@ impl Graph {
 
     fn insert(&mut self, shard: &Shard, name: &str, kind: Kind) {
         let bitmaps = NodeBitmaps::new(self.size_of(&kind), shard.set().count());
+        self.next_number += 1;
         let node = Node {
+            number: self.next_number,
+            is_owned: false,
             kind,
             bitmaps,
             claims: Vec::new(),
@@ -351,6 +388,32 @@ impl Graph {
     /// [`GraphError::NotFound`].
     pub fn size(&self, name: &str) -> Result<u64, GraphError> {
         Ok(self.size_of(&self.node(name)?.kind))
+    }
+
+    /// Whether writes to a node can be stored compressed.
+    ///
+    /// # Errors
+    ///
+    /// [`GraphError::NotFound`].
+    pub fn can_compress(&self, name: &str) -> Result<bool, GraphError> {
+        let kind = &self.node(name)?.kind;
+        match kind {
+            Kind::Qcow2 { image, .. } => Ok(image.can_compress()),
+            kind => main_child(kind).map_or(Ok(false), |child| self.can_compress(child)),
+        }
+    }
+
+    /// Unit in which a node's disk is allocated, in bytes; 0 if it has none.
+    ///
+    /// # Errors
+    ///
+    /// [`GraphError::NotFound`].
+    pub fn cluster_size(&self, name: &str) -> Result<u64, GraphError> {
+        let kind = &self.node(name)?.kind;
+        match kind {
+            Kind::Qcow2 { image, .. } => Ok(image.cluster_size()),
+            kind => main_child(kind).map_or(Ok(0), |child| self.cluster_size(child)),
+        }
     }
 
     /// The first bytes of a node, at most `len`, for finding out what it is.
@@ -480,7 +543,24 @@ impl Graph {
         name: &str,
         change: impl FnOnce(&mut NodeBitmaps) -> Result<T, BitmapError>,
     ) -> Result<T, GraphError> {
-        self.node(name)?;
+        self.changeable_bitmaps(name)?;
+        let concerned = self.users_above(name);
+        self.drain(&concerned).await;
+        let result = change(&mut self.node_mut(name)?.bitmaps);
+        self.resume(&concerned).await;
+        Ok(result?)
+    }
+
+    /// The bitmaps of a node where a command names one.
+    fn named_bitmaps(&self, name: &str) -> Result<&NodeBitmaps, GraphError> {
+        let node = self.nodes.get(name);
+        node.map(|node| &node.bitmaps)
+            .ok_or_else(|| GraphError::NoNode(name.into()))
+    }
+
+    /// The bitmaps of a node, if a change reaches everybody who has to mark them.
+    fn changeable_bitmaps(&mut self, name: &str) -> Result<&mut NodeBitmaps, GraphError> {
+        self.named_bitmaps(name)?;
         let is_target = self.nodes.values().any(|node| {
             matches!(&node.kind, Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, name))
         });
@@ -489,11 +569,7 @@ impl Graph {
             // a path made when it was put in.
             return Err(GraphError::InUse(name.into()));
         }
-        let concerned = self.users_above(name);
-        self.drain(&concerned).await;
-        let result = change(&mut self.node_mut(name)?.bitmaps);
-        self.resume(&concerned).await;
-        Ok(result?)
+        Ok(&mut self.node_mut(name)?.bitmaps)
     }
 
     /// Lets somebody use a node: an export, a guest load, a job's reader.
@@ -623,7 +699,7 @@ impl Graph {
 }
 
 /// As names of nodes and groups have to be.
-fn is_identifier(name: &str) -> bool {
+pub(crate) fn is_identifier(name: &str) -> bool {
     let mut bytes = name.bytes();
     let starts_well = bytes
         .next()

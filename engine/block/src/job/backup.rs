@@ -9,12 +9,14 @@ use std::sync::{Arc, OnceLock};
 
 use ringback_ring::{Shard, WaitQueue};
 
+use super::Bell;
 use crate::copy::Progress;
 use crate::copy::chunk::Copied;
 use crate::copy::control::{Control, JobError, OnError};
 use crate::copy::pool::{Pool, Shape};
 use crate::copy::rate::Rate;
 use crate::filter::copy_before_write::CopyBeforeWrite;
+use crate::span::Span;
 use crate::sync::{Ordering, fence};
 
 /// What the job itself copies. What the filter saves for guests is decided by
@@ -24,6 +26,8 @@ pub enum Sync {
     /// Everything that the filter holds: the whole disk, or what a bitmap says.
     #[default]
     Full,
+    /// Of that, what the topmost image itself holds and no image below it.
+    Top,
     /// Nothing: the filter works for guests until the job is cancelled, which
     /// is then its normal end.
     None,
@@ -97,9 +101,17 @@ pub struct Backup {
 
 /// Where the outcome will be.
 #[derive(Default)]
-struct End {
+pub(super) struct End {
     outcome: OnceLock<Outcome>,
     waiting: WaitQueue,
+}
+
+impl End {
+    /// Waits until there is an outcome.
+    pub(super) async fn reached(&self, shard: &Shard) {
+        let is_there = || self.outcome.get().is_some();
+        shard.wait(&[&self.waiting], None, is_there).await;
+    }
 }
 
 impl Backup {
@@ -114,7 +126,7 @@ impl Backup {
         filter: &Arc<CopyBeforeWrite>,
         options: Options,
     ) -> Result<Self, OptionError> {
-        check(&options, filter.cluster_size())?;
+        options.check(filter.cluster_size())?;
         let shape = Shape::new(
             options.max_workers,
             options.max_chunk,
@@ -182,6 +194,42 @@ impl Backup {
         self.pool.copied()
     }
 
+    /// Whether the job is to stand still, and nothing that it began is left.
+    pub fn is_standing_still(&self) -> bool {
+        self.control.is_paused() && self.pool.is_idle() && self.outcome().is_none()
+    }
+
+    /// Where the outcome will be.
+    pub(super) fn end(&self) -> Arc<End> {
+        Arc::clone(&self.end)
+    }
+
+    /// Rings whenever there may be something new to see of the job.
+    pub(super) fn watch(&self, shard: &Shard, bell: Bell) {
+        let (here, control, end) = (shard.clone(), Arc::clone(&self.control), self.end());
+        shard.spawn(async move {
+            while end.outcome.get().is_none() {
+                let seen = control.news();
+                let has_more = || control.news() != seen || end.outcome.get().is_some();
+                here.wait(&[control.changes(), &end.waiting], None, has_more)
+                    .await;
+                bell.ring();
+            }
+        });
+    }
+
+    /// Waits until `is_so`, which is asked again whenever the job has changed, or
+    /// for the deadline.
+    pub(super) async fn changed(
+        &self,
+        shard: &Shard,
+        deadline_ns: u64,
+        is_so: impl FnMut() -> bool,
+    ) {
+        let queues = [self.control.changes(), &self.end.waiting];
+        shard.wait(&queues, Some(deadline_ns), is_so).await;
+    }
+
     /// How the job ended, if it has.
     pub fn outcome(&self) -> Option<Outcome> {
         self.end.outcome.get().copied()
@@ -189,24 +237,31 @@ impl Backup {
 
     /// Waits for the end.
     pub async fn ended(&self, shard: &Shard) -> Outcome {
-        shard
-            .wait(&[&self.end.waiting], None, || self.outcome().is_some())
-            .await;
+        self.end.reached(shard).await;
         self.outcome().expect("the wait ends with an outcome")
     }
 }
 
-fn check(options: &Options, cluster_size: u64) -> Result<(), OptionError> {
-    if options.max_workers == 0 || i32::try_from(options.max_workers).is_err() {
-        return Err(OptionError::MaxWorkers);
+impl Options {
+    /// What can be said without knowing the disk.
+    pub(super) fn check_workers(&self) -> Result<(), OptionError> {
+        if self.max_workers == 0 || i32::try_from(self.max_workers).is_err() {
+            return Err(OptionError::MaxWorkers);
+        }
+        Ok(())
     }
-    if options.max_chunk != 0 && options.max_chunk < cluster_size {
-        return Err(OptionError::MaxChunk {
-            max_chunk: options.max_chunk,
-            cluster_size,
-        });
+
+    /// Whether the options can be met with this unit of copying.
+    pub(super) fn check(&self, cluster_size: u64) -> Result<(), OptionError> {
+        self.check_workers()?;
+        if self.max_chunk != 0 && self.max_chunk < cluster_size {
+            return Err(OptionError::MaxChunk {
+                max_chunk: self.max_chunk,
+                cluster_size,
+            });
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// The job itself.
@@ -223,6 +278,10 @@ impl Run {
         let start = shard.now_ns();
         let result = match self.sync {
             Sync::Full => self.copy_all(shard).await,
+            Sync::Top => {
+                self.leave_out_unallocated(shard).await;
+                self.copy_all(shard).await
+            }
             Sync::None => self.serve_guests(shard).await,
         };
         let duration_ns = shard.now_ns() - start;
@@ -244,6 +303,25 @@ impl Run {
             if !self.filter.has_untouched() {
                 return self.flush(shard).await;
             }
+        }
+    }
+
+    /// Clusters of which the topmost image holds nothing are not copied.
+    async fn leave_out_unallocated(&self, shard: &Shard) {
+        let mut at = 0;
+        let size = self.filter.size();
+        while at < size && self.control.may_go_on(shard).await {
+            let rest = Span::between(at, size);
+            // A source that cannot tell holds everything itself.
+            let Ok(extent) = self.filter.source().extent(shard, rest).await else {
+                return;
+            };
+            let span = Span::new(at, extent.len.clamp(1, rest.len));
+            if extent.depth != 1 {
+                self.filter.leave_out(span);
+            }
+            at = span.end();
+            shard.yield_now().await;
         }
     }
 

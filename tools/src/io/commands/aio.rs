@@ -1,14 +1,15 @@
 //! `aio_read`, `aio_write`, `aio_flush`: requests beside the commands. They
 //! report when they end, and how they end does not count.
 
-use ringback_ring::error_text;
 use std::future::Future;
 use std::rc::Rc;
+
+use ringback_ring::{IoResult, error_text};
 
 use super::memory::{Common, FILL, Memory, UNREAD, offset_and_lengths, pattern, vector};
 use super::transfer::{REGISTERED_ZEROES, verify};
 use super::{Call, Command, Failure, Needs, Outcome, PLAIN, size};
-use crate::io::disk::ZeroFlags;
+use crate::io::disk::{Disk, ZeroFlags};
 use crate::io::report::{Transfer, dump};
 use crate::io::shell::Shell;
 
@@ -72,7 +73,7 @@ pub(super) const AIO_FLUSH: Command = Command {
     one_line: "completes all outstanding aio requests",
     run: |shell, _| {
         Box::pin(async {
-            shell.drain().await;
+            shell.requests.drain_all().await;
             Ok(())
         })
     },
@@ -93,6 +94,7 @@ async fn start(shell: &Rc<Shell>, request: impl Future<Output = ()> + 'static) {
 /// A request that was begun.
 struct Begun {
     shell: Rc<Shell>,
+    disk: Rc<Disk>,
     common: Common,
     offset: u64,
     len: u64,
@@ -132,6 +134,7 @@ async fn aio_read(shell: &Rc<Shell>, call: &Call) -> Outcome {
     let (offset, len) = vector(offset, lengths)?;
     let begun = Begun {
         shell: Rc::clone(shell),
+        disk: shell.disk(),
         common,
         offset,
         len,
@@ -143,33 +146,29 @@ async fn aio_read(shell: &Rc<Shell>, call: &Call) -> Outcome {
 
 async fn read_beside(begun: Begun, byte: Option<u8>, show: bool) {
     let (shell, offset) = (&begun.shell, begun.offset);
-    let disk = shell.disk();
-    let mut result = disk.check(offset, begun.len);
-    let mut read = None;
-    if result.is_ok() {
-        let Memory { buf, window } = Memory::filled(shell, begun.len, UNREAD).await;
-        let buf_back;
-        (result, buf_back) = disk.read(offset, buf, window.clone()).await;
-        read = Some(Memory {
-            buf: buf_back,
-            window,
-        });
-    }
-    match (result, &read) {
-        (Ok(()), Some(memory)) => {
-            if let Some(byte) = byte {
-                verify(shell, memory.bytes(), byte, offset);
-            }
-            if show && !begun.common.style.quiet {
-                shell.out.print(&dump(offset, memory.bytes()));
-            }
-            begun.report("read");
+    let memory = match read_memory(&begun).await {
+        Ok(memory) => memory,
+        Err(errno) => {
+            let text = error_text(errno);
+            shell.out.line(&format!("readv failed: {text}"));
+            return;
         }
-        (Err(errno), _) => shell
-            .out
-            .line(&format!("readv failed: {}", error_text(errno))),
-        (Ok(()), None) => {}
+    };
+    if let Some(byte) = byte {
+        verify(shell, memory.bytes(), byte, offset);
     }
+    if show && !begun.common.style.quiet {
+        shell.out.print(&dump(offset, memory.bytes()));
+    }
+    begun.report("read");
+}
+
+async fn read_memory(begun: &Begun) -> IoResult<Memory> {
+    let (disk, offset, len) = (&begun.disk, begun.offset, begun.len);
+    disk.check(offset, len)?;
+    let Memory { buf, window } = Memory::filled(&begun.shell, len, UNREAD).await?;
+    let (result, buf) = disk.read(offset, buf, window.clone()).await;
+    result.map(|()| Memory { buf, window })
 }
 
 /// What `aio_write` does.
@@ -219,6 +218,7 @@ async fn aio_write(shell: &Rc<Shell>, call: &Call) -> Outcome {
     };
     let begun = Begun {
         shell: Rc::clone(shell),
+        disk: shell.disk(),
         common,
         offset,
         len,
@@ -229,22 +229,24 @@ async fn aio_write(shell: &Rc<Shell>, call: &Call) -> Outcome {
 }
 
 async fn write_beside(begun: Begun, what: What) {
-    let (shell, offset, len) = (&begun.shell, begun.offset, begun.len);
-    let disk = shell.disk();
-    let mut result = disk.check(offset, len);
-    if result.is_ok() {
-        result = match what {
-            What::Zeroes(flags) => disk.write_zeroes(offset, len, flags).await,
-            What::Bytes { byte, fua } => {
-                let Memory { buf, window } = Memory::filled(shell, len, byte).await;
-                disk.write(offset, buf, window, fua).await.0
-            }
-        };
-    }
-    match result {
+    match write_what(&begun, what).await {
         Ok(()) => begun.report("wrote"),
-        Err(errno) => shell
-            .out
-            .line(&format!("aio_write failed: {}", error_text(errno))),
+        Err(errno) => {
+            let text = error_text(errno);
+            let out = &begun.shell.out;
+            out.line(&format!("aio_write failed: {text}"));
+        }
+    }
+}
+
+async fn write_what(begun: &Begun, what: What) -> IoResult<()> {
+    let (disk, offset, len) = (&begun.disk, begun.offset, begun.len);
+    disk.check(offset, len)?;
+    match what {
+        What::Zeroes(flags) => disk.write_zeroes(offset, len, flags).await,
+        What::Bytes { byte, fua } => {
+            let Memory { buf, window } = Memory::filled(&begun.shell, len, byte).await?;
+            disk.write(offset, buf, window, fua).await.0
+        }
     }
 }

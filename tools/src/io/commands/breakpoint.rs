@@ -50,7 +50,7 @@ pub(super) const WAIT_BREAK: Command = Command {
 fn set(shell: &Rc<Shell>, call: &Call) -> Outcome {
     let result = shell
         .disk()
-        .set_breakpoint(&call.arguments[0], &call.arguments[1]);
+        .set_breakpoint(&shell.out, &call.arguments[0], &call.arguments[1]);
     result
         .map_err(|errno| Failure::Said(format!("Could not set breakpoint: {}", error_text(errno))))
 }

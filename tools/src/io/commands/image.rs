@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::{Call, Command, Failure, Needs, Outcome, PLAIN};
 use crate::io::args::Image;
-use crate::io::disk::{Changes, OpenFlags};
+use crate::io::image::{Changes, OpenFlags};
 use crate::io::options::{CacheMode, Options, aio_is_native, discard_mode};
 use crate::io::shell::Shell;
 
@@ -34,6 +34,7 @@ pub(super) const OPEN: Command = Command {
     min: 1,
     max: None,
     needs: Needs::Nothing,
+    in_monitor: false,
     run: |shell, call| Box::pin(open(shell, call)),
 };
 
@@ -41,9 +42,10 @@ pub(super) const CLOSE: Command = Command {
     name: "close",
     alias: Some("c"),
     one_line: "close the current open file",
+    in_monitor: false,
     run: |shell, _| {
         Box::pin(async {
-            shell.close().await;
+            shell.program().close(shell).await;
             Ok(())
         })
     },
@@ -71,6 +73,7 @@ pub(super) const REOPEN: Command = Command {
 };
 
 async fn open(shell: &Rc<Shell>, call: &Call) -> Outcome {
+    let program = shell.program();
     let (mut flags, mut options) = (OpenFlags::default(), Options::default());
     let mut getopt = call.getopt("snCro:ki:t:d:U");
     while let Some(given) = getopt.next()? {
@@ -84,7 +87,7 @@ async fn open(shell: &Rc<Shell>, call: &Call) -> Outcome {
             't' => flags.cache = CacheMode::parse(&given.value()).map_err(Failure::Error)?,
             'd' => flags.discard = discard_mode(&given.value()).map_err(Failure::Error)?,
             'U' => flags.force_share = true,
-            'o' if shell.image_opts => {
+            'o' if program.image_opts => {
                 let text = "--image-opts and 'open -o' are mutually exclusive";
                 return Err(Failure::Said(text.into()));
             }
@@ -98,7 +101,7 @@ async fn open(shell: &Rc<Shell>, call: &Call) -> Outcome {
         return Err(Failure::Usage);
     }
     let name = match word {
-        Some(text) if shell.image_opts => {
+        Some(text) if program.image_opts => {
             shell.warn(&options.add(&text));
             None
         }
@@ -109,10 +112,15 @@ async fn open(shell: &Rc<Shell>, call: &Call) -> Outcome {
         options,
         flags,
     };
-    shell.open(image).await
+    program.open(shell, image).await
 }
 
 async fn reopen(shell: &Rc<Shell>, call: &Call) -> Outcome {
+    if shell.is_monitor() {
+        let text = "'reopen' is not supported in a monitor; use blockdev-reopen";
+        return Err(Failure::Error(text.into()));
+    }
+    let program = shell.program();
     let (mut read_only, mut cache) = (None, None);
     let mut getopt = call.getopt("c:o:rw");
     loop {
@@ -120,14 +128,14 @@ async fn reopen(shell: &Rc<Shell>, call: &Call) -> Outcome {
             Ok(Some(given)) => given,
             Ok(None) => break,
             Err(unusable) => {
-                shell.reopen_options.take();
+                program.reopen_options.take();
                 return Err(unusable.into());
             }
         };
         match given.letter {
             'c' => cache = Some(CacheMode::parse(&given.value()).map_err(Failure::Error)?),
             'o' => {
-                let warnings = shell.reopen_options.borrow_mut().add(&given.value());
+                let warnings = program.reopen_options.borrow_mut().add(&given.value());
                 shell.warn(&warnings);
             }
             letter => {
@@ -138,7 +146,7 @@ async fn reopen(shell: &Rc<Shell>, call: &Call) -> Outcome {
             }
         }
     }
-    let options = shell.reopen_options.take();
+    let options = program.reopen_options.take();
     if !getopt.others().is_empty() {
         return Err(Failure::Usage);
     }
@@ -151,11 +159,10 @@ async fn reopen(shell: &Rc<Shell>, call: &Call) -> Outcome {
         let text = "Cannot set both -c and the cache options";
         return Err(Failure::Error(text.into()));
     }
-    shell.drain().await;
     let changes = Changes {
         read_only,
         cache,
         options,
     };
-    shell.disk().reopen(changes).await.map_err(Failure::Error)
+    program.reopen(shell, &changes).await
 }

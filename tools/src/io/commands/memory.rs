@@ -5,7 +5,8 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::ops::Range;
 
-use ringback_ring::Buf;
+use ringback_ring::buffer::SLAB_BYTES;
+use ringback_ring::{Buf, Errno, IoResult};
 
 use super::{Call, Failure, size};
 use crate::io::shell::Shell;
@@ -26,13 +27,24 @@ pub(super) struct Memory {
 
 impl Memory {
     /// So many bytes, filled. With `-m` they begin beside the alignment.
-    pub(super) async fn filled(shell: &Shell, len: u64, fill: u8) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM: other large buffers leave no room. Who waits for them keeps all
+    /// others of the shard waiting, and a breakpoint may hold them for ever.
+    pub(super) async fn filled(shell: &Shell, len: u64, fill: u8) -> IoResult<Self> {
         let len = usize::try_from(len).expect("a length below TRANSFER_MAX");
-        let start = if shell.misalign { 16 } else { 0 };
+        let start = if shell.misalign() { 16 } else { 0 };
         let window = start..start + len;
-        let mut buf = shell.shard.buffer(window.end.max(1)).await;
+        let needed = window.end.max(1);
+        let mut buf = if needed <= SLAB_BYTES {
+            shell.shard.buffer(needed).await
+        } else {
+            let arena = shell.shard.arena();
+            arena.try_take(needed).ok_or(Errno::ENOMEM)?
+        };
         buf[window.clone()].fill(fill);
-        Self { buf, window }
+        Ok(Self { buf, window })
     }
 
     pub(super) fn bytes(&self) -> &[u8] {

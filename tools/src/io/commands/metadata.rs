@@ -1,10 +1,12 @@
 //! `length`, `truncate`, `info`, `alloc`, `map`.
 
-use ringback_ring::error_text;
 use std::rc::Rc;
 
+use ringback_block::request::Preallocation;
+use ringback_ring::error_text;
+
 use super::{Call, Command, Failure, Needs, Outcome, PLAIN, bad_size, size};
-use crate::io::disk::{Disk, Preallocation};
+use crate::io::disk::Disk;
 use crate::io::number::{self, SizeError};
 use crate::io::report::{self};
 use crate::io::shell::Shell;
@@ -24,7 +26,7 @@ pub(super) const TRUNCATE: Command = Command {
     one_line: "truncates the current file at the given offset",
     min: 1,
     max: Some(3),
-    needs: Needs::Writing,
+    needs: Needs::Resizing,
     run: |shell, call| Box::pin(truncate(shell, call)),
     ..PLAIN
 };
@@ -80,7 +82,7 @@ async fn truncate(shell: &Rc<Shell>, call: &Call) -> Outcome {
         None => Err(SizeError::Malformed),
     };
     let size = parsed.map_err(|error| bad_size(error, blamed))?;
-    let result = shell.disk().truncate(size, mode).await;
+    let result = shell.truncate(size, mode).await;
     result.map_err(Failure::Error)
 }
 

@@ -62,6 +62,8 @@ pub(crate) enum Needs {
     Image,
     /// One that may be written.
     Writing,
+    /// One whose size may be changed.
+    Resizing,
 }
 
 type Run = for<'a> fn(&'a Rc<Shell>, &'a Call) -> Pin<Box<dyn Future<Output = Outcome> + 'a>>;
@@ -79,6 +81,8 @@ pub(crate) struct Command {
     min: usize,
     max: Option<usize>,
     pub(crate) needs: Needs,
+    /// A monitor, whose nodes are not opened by commands, has it, too.
+    in_monitor: bool,
     pub(crate) run: Run,
 }
 
@@ -92,6 +96,7 @@ const PLAIN: Command = Command {
     min: 0,
     max: Some(0),
     needs: Needs::Image,
+    in_monitor: true,
     run: |_, _| Box::pin(async { Ok(()) }),
 };
 
@@ -131,11 +136,15 @@ static COMMANDS: &[Command] = &[
     zone::RESET,
 ];
 
+/// All that there are here.
+fn known(in_monitor: bool) -> impl Iterator<Item = &'static Command> {
+    let all = COMMANDS.iter();
+    all.filter(move |command| command.in_monitor || !in_monitor)
+}
+
 /// By name or alias.
-pub(crate) fn find(word: &str) -> Option<&'static Command> {
-    COMMANDS
-        .iter()
-        .find(|command| command.name == word || command.alias == Some(word))
+fn find(word: &str, in_monitor: bool) -> Option<&'static Command> {
+    known(in_monitor).find(|command| command.name == word || command.alias == Some(word))
 }
 
 impl Command {
@@ -161,6 +170,27 @@ pub(crate) struct Call {
 }
 
 impl Call {
+    /// Finds the command of a line. Words are separated by blanks; nothing is
+    /// quoted. None: there is no word.
+    ///
+    /// # Errors
+    ///
+    /// The line that says that there is no such command here.
+    pub(crate) fn parse(line: &str, in_monitor: bool) -> Result<Option<Self>, String> {
+        let mut words = line.split(' ').filter(|word| !word.is_empty());
+        let Some(word) = words.next() else {
+            return Ok(None);
+        };
+        let Some(command) = find(word, in_monitor) else {
+            return Err(format!("command \"{word}\" not found"));
+        };
+        Ok(Some(Self {
+            command,
+            word: word.into(),
+            arguments: words.map(str::to_owned).collect(),
+        }))
+    }
+
     /// # Errors
     ///
     /// The line that says how many arguments there should be.
@@ -211,13 +241,23 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), count);
-        assert_eq!(find("r").expect("an alias").name, "read");
-        assert!(find("").is_none());
+        assert_eq!(find("r", true).expect("an alias").name, "read");
+        assert!(find("", false).is_none());
+    }
+
+    #[test]
+    fn a_monitor_does_not_open_close_or_quit() {
+        for word in ["open", "o", "close", "c", "quit", "q"] {
+            assert!(find(word, true).is_none());
+            assert!(find(word, false).is_some());
+        }
+        let missing = COMMANDS.len() - known(true).count();
+        assert_eq!(missing, 3);
     }
 
     fn count(word: &str, arguments: usize) -> Result<(), String> {
         let call = Call {
-            command: find(word).expect("a command"),
+            command: find(word, false).expect("a command"),
             word: word.into(),
             arguments: vec![String::new(); arguments],
         };
@@ -243,7 +283,7 @@ mod tests {
 
     #[test]
     fn usage_has_a_blank_where_scripts_see_one() {
-        let usage = |name| find(name).expect("a command").usage();
+        let usage = |name| find(name, false).expect("a command").usage();
         assert!(usage("map").starts_with("map  -- "));
         assert!(usage("info").starts_with("info -- "));
         assert!(usage("r").starts_with("read [-abCqrv] "));

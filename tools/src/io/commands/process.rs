@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use nix::sys::signal::{Signal, raise};
 
-use super::{COMMANDS, Call, Command, Failure, Needs, Outcome, PLAIN, find, size};
+use super::{Call, Command, Failure, Needs, Outcome, PLAIN, find, known, size};
 use crate::io::number;
 use crate::io::shell::Shell;
 
@@ -25,8 +25,9 @@ pub(super) const QUIT: Command = Command {
     one_line: "exit the program",
     max: None,
     needs: Needs::Nothing,
+    in_monitor: false,
     run: |shell, _| {
-        shell.quit();
+        shell.program().quit();
         Box::pin(std::future::ready(Ok(())))
     },
     ..PLAIN
@@ -71,7 +72,7 @@ pub(super) const ABORT: Command = Command {
 
 fn help(shell: &Rc<Shell>, call: &Call) -> Outcome {
     let Some(word) = call.arguments.first() else {
-        for command in COMMANDS {
+        for command in known(shell.is_monitor()) {
             shell.out.line(&command.usage());
         }
         shell
@@ -79,7 +80,7 @@ fn help(shell: &Rc<Shell>, call: &Call) -> Outcome {
             .line("\nUse 'help commandname' for extended help.");
         return Ok(());
     };
-    let Some(command) = find(word) else {
+    let Some(command) = find(word, shell.is_monitor()) else {
         return Err(Failure::Said(format!("command {word} not found")));
     };
     shell.out.line(&command.usage_as(word));

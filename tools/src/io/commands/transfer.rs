@@ -90,6 +90,7 @@ pub(super) const WRITE: Command = Command {
     max: None,
     needs: Needs::Writing,
     run: |shell, call| Box::pin(write(shell, call)),
+    ..PLAIN
 };
 
 pub(super) const WRITEV: Command = Command {
@@ -133,6 +134,7 @@ pub(super) const DISCARD: Command = Command {
     max: None,
     needs: Needs::Writing,
     run: |shell, call| Box::pin(discard(shell, call)),
+    ..PLAIN
 };
 
 pub(super) const FLUSH: Command = Command {
@@ -213,7 +215,7 @@ async fn read(shell: &Rc<Shell>, call: &Call) -> Outcome {
             .map_err(|errno| Failure::failed("read", errno))?;
     }
     let memory = Memory::filled(shell, len, UNREAD).await;
-    let (buf, window) = (memory.buf, memory.window);
+    let Memory { buf, window } = memory.map_err(|errno| Failure::failed("read", errno))?;
     let (result, buf) = if vmstate {
         disk.load_vmstate(offset, buf, window.clone()).await
     } else {
@@ -273,7 +275,8 @@ async fn readv(shell: &Rc<Shell>, call: &Call) -> Outcome {
     let start_ns = shell.shard.now_ns();
     let failed = |errno| Failure::failed("readv", errno);
     disk.check(offset, len).map_err(failed)?;
-    let Memory { buf, window } = Memory::filled(shell, len, UNREAD).await;
+    let memory = Memory::filled(shell, len, UNREAD).await;
+    let Memory { buf, window } = memory.map_err(failed)?;
     let (result, buf) = disk.read(offset, buf, window.clone()).await;
     result.map_err(failed)?;
     let bytes = &buf[window];
@@ -382,7 +385,8 @@ async fn write(shell: &Rc<Shell>, call: &Call) -> Outcome {
         disk.check(offset, len).map_err(failed)?;
     }
     let byte = asked.byte.unwrap_or(FILL);
-    let mut memory = Memory::filled(shell, len, byte).await;
+    let memory = Memory::filled(shell, len, byte).await;
+    let mut memory = memory.map_err(failed)?;
     if let Some(file) = &asked.file {
         memory.fill_from(file).map_err(Failure::Told)?;
     }
@@ -418,7 +422,8 @@ async fn writev(shell: &Rc<Shell>, call: &Call) -> Outcome {
     let disk = shell.disk();
     let failed = |errno| Failure::failed("writev", errno);
     disk.check(offset, len).map_err(failed)?;
-    let Memory { buf, window } = Memory::filled(shell, len, byte).await;
+    let memory = Memory::filled(shell, len, byte).await;
+    let Memory { buf, window } = memory.map_err(failed)?;
     let start_ns = shell.shard.now_ns();
     let (result, _) = disk.write(offset, buf, window, fua).await;
     result.map_err(failed)?;

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use super::memory::{FILL, Memory, offset_and_lengths, sum};
 use super::{Call, Command, Failure, Outcome, PLAIN, size};
 use crate::io::disk::ZoneOperation;
-use crate::io::output::complain;
 use crate::io::shell::Shell;
 
 pub(super) const REPORT: Command = Command {
@@ -104,7 +103,7 @@ async fn append(shell: &Rc<Shell>, call: &Call) -> Outcome {
     let shows_sector = match getopt.next() {
         Ok(given) => given.is_some(),
         Err(unusable) => {
-            complain(&unusable.to_string());
+            shell.out.complain(&unusable.to_string());
             true
         }
     };
@@ -112,9 +111,11 @@ async fn append(shell: &Rc<Shell>, call: &Call) -> Outcome {
     let (offset, lengths) = offset_and_lengths(&words)?;
     let offset = size(offset)?;
     let len = sum(lengths)?;
-    let Memory { buf, window } = Memory::filled(shell, len, FILL).await;
+    let failed = |errno| Failure::failed("zone append", errno);
+    let memory = Memory::filled(shell, len, FILL).await;
+    let Memory { buf, window } = memory.map_err(failed)?;
     let (result, _) = shell.disk().zone_append(offset, buf, window).await;
-    let place = result.map_err(|errno| Failure::failed("zone append", errno))?;
+    let place = result.map_err(failed)?;
     if shows_sector {
         let sector = place / 512;
         shell

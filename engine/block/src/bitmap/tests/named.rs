@@ -2,11 +2,22 @@
 
 use std::sync::Arc;
 
-use crate::bitmap::{BitmapError, BitmapFlags, MergeSource, NodeBitmaps, default_granularity};
+use crate::bitmap::{BitmapError, BitmapFlags, NamedBitmap, NodeBitmaps, default_granularity};
 
 const KIB: u64 = 1 << 10;
 const SIZE: u64 = 64 << 20;
 const GRANULE: u64 = 64 * KIB;
+
+/// Merges as a command does: sources by name, of the node itself.
+fn merge(node: &mut NodeBitmaps, target: &str, sources: &[&str]) -> Result<(), BitmapError> {
+    let sources: Vec<_> = sources.iter().map(|name| bitmap(node, name)).collect();
+    let merged = node.merged(target, &sources)?;
+    node.replace(target, Arc::new(merged)).map(drop)
+}
+
+fn bitmap(node: &NodeBitmaps, name: &str) -> NamedBitmap {
+    node.get(name).expect("a bitmap of this name").clone()
+}
 
 fn node() -> NodeBitmaps {
     NodeBitmaps::new(SIZE, 2)
@@ -81,7 +92,7 @@ fn unknown_names_are_not_found() {
     assert_eq!(text(node.enable("nope")), expected);
     assert_eq!(text(node.disable("nope")), expected);
     assert_eq!(text(node.clear("nope")), expected);
-    assert_eq!(text(node.merge("nope", &[])), expected);
+    assert_eq!(text(merge(&mut node, "nope", &[])), expected);
     assert_eq!(text(node.freeze("nope")), expected);
     assert!(node.get("nope").is_none());
 }
@@ -215,8 +226,8 @@ fn a_busy_bitmap_refuses_every_command() {
     assert_eq!(text(node.disable("b")), busy);
     assert_eq!(text(node.clear("b")), busy);
     assert_eq!(text(node.freeze("b")), busy);
-    assert_eq!(text(node.merge("b", &[MergeSource::Local("c")])), busy);
-    assert_eq!(text(node.merge("c", &[MergeSource::Local("b")])), busy);
+    assert_eq!(text(merge(&mut node, "b", &["c"])), busy);
+    assert_eq!(text(merge(&mut node, "c", &["b"])), busy);
     assert_eq!(text(node.resize(SIZE * 2)), busy);
     assert_eq!(
         text(node.add("b", GRANULE, false, false)),
@@ -233,8 +244,8 @@ fn a_read_only_bitmap_can_be_read_and_disabled() {
     let read_only = "Bitmap 'r' is readonly and cannot be modified";
     assert_eq!(text(node.clear("r")), read_only);
     assert_eq!(text(node.remove("r")), read_only);
-    assert_eq!(text(node.merge("r", &[MergeSource::Local("c")])), read_only);
-    node.merge("c", &[MergeSource::Local("r")]).unwrap();
+    assert_eq!(text(merge(&mut node, "r", &["c"])), read_only);
+    merge(&mut node, "c", &["r"]).unwrap();
     node.disable("r").unwrap();
     let entry = node.get("r").unwrap();
     assert!(entry.check_usable(true).is_ok());
@@ -256,10 +267,7 @@ fn an_inconsistent_bitmap_can_only_be_removed() {
     let inconsistent = "Bitmap 'i' is inconsistent and cannot be used";
     assert_eq!(text(node.enable("i")), inconsistent);
     assert_eq!(text(node.clear("i")), inconsistent);
-    assert_eq!(
-        text(node.merge("c", &[MergeSource::Local("i")])),
-        inconsistent
-    );
+    assert_eq!(text(merge(&mut node, "c", &["i"])), inconsistent);
     assert_eq!(
         node.clear("i").unwrap_err().hint(),
         Some("Try block-dirty-bitmap-remove to delete this bitmap from disk")
@@ -275,21 +283,17 @@ fn a_merge_takes_all_sources_or_none() {
     write(&node, 3);
     let mut other = node_with(&["x"]);
     write(&other, 8);
-    let error = node.merge(
-        "target",
-        &[MergeSource::Local("a"), MergeSource::Local("nope")],
-    );
-    assert_eq!(text(error), "Dirty bitmap 'nope' not found");
+    let external = bitmap(&other, "x");
+    let sources = [bitmap(&node, "a"), external.clone(), external];
+    let merged = node.merged("target", &sources).unwrap();
     assert_eq!(count(&node, "target"), 0);
-    let external = MergeSource::External(other.get("x").unwrap());
-    node.merge("target", &[MergeSource::Local("a"), external, external])
-        .unwrap();
+    node.replace("target", Arc::new(merged)).unwrap();
     assert_eq!(count(&node, "target"), 2);
-    node.merge("target", &[]).unwrap();
+    merge(&mut node, "target", &[]).unwrap();
     other.resize(SIZE / 2).unwrap();
-    let external = MergeSource::External(other.get("x").unwrap());
+    let external = bitmap(&other, "x");
     assert_eq!(
-        text(node.merge("target", &[external])),
+        text(node.merged("target", &[external]).map(drop)),
         "Bitmaps are of different sizes (destination size is 67108864, source size is 33554432) \
          and can't be merged"
     );

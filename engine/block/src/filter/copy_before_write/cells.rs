@@ -356,6 +356,14 @@ impl Cells {
         }
     }
 
+    /// A cluster need not be saved: *untouched* to *unwanted*.
+    pub fn leave_out(&self, index: u64) {
+        self.change(index, |state| match state {
+            State::Untouched => State::Unwanted,
+            other => other,
+        });
+    }
+
     /// Whether all clusters `first..end` are *passed* or *lost*, so that a guest write need not
     /// stop here. One load for sixteen clusters.
     pub fn all_open(&self, first: u64, end: u64) -> bool {

@@ -41,7 +41,7 @@ use ringback_ring::{Buf, Errno, IoResult, Shard};
 
 use crate::bitmap::{BitmapError, DirtyBitmap};
 use crate::copy::Progress;
-use crate::copy::chunk::{self, Chunk};
+use crate::copy::chunk::{self, Chunk, Copier};
 use crate::metrics::{Class, Metrics};
 use crate::path::Path;
 use crate::planted::{self, Fault};
@@ -82,6 +82,21 @@ pub struct Options {
     pub cbw_timeout_ns: u64,
     /// Copy in units of at least this many bytes, a power of two; 0: no wish.
     pub min_cluster_size: u64,
+    /// Unit in which the target is allocated, in bytes, a power of two; 0: none.
+    pub target_cluster_size: u64,
+    /// What is saved is stored compressed.
+    pub compress: bool,
+}
+
+/// What a filter saves.
+#[derive(Clone, Copy, Debug)]
+pub enum Scope<'a> {
+    /// The whole disk.
+    Everything,
+    /// What is dirty here; only that can be read from the snapshot.
+    Snapshot(&'a DirtyBitmap),
+    /// What is dirty here. The rest counts as readable until it is overwritten.
+    Saved(&'a DirtyBitmap),
 }
 
 /// Why a filter could not be made.
@@ -94,7 +109,9 @@ pub enum CbwError {
     #[error("Cannot create block-copy-state: min-cluster-size too large: {0} > {CLUSTER_SIZE_MAX}")]
     TooLarge(u64),
     /// The target cannot hold what may have to be saved.
-    #[error("the target has {target_size} bytes and the source {source_size}: they must be equal")]
+    #[error(
+        "the target has {target_size} bytes and the source {source_size}: it must not be shorter"
+    )]
     Sizes {
         /// Of the disk that is watched.
         source_size: u64,
@@ -190,7 +207,7 @@ pub struct Counts {
 
 impl CopyBeforeWrite {
     /// A filter whose point in time is the moment at which it is put above
-    /// `source`. With a bitmap only what is dirty there is saved and readable.
+    /// `source`.
     ///
     /// # Errors
     ///
@@ -199,26 +216,29 @@ impl CopyBeforeWrite {
         shards: usize,
         source: Path,
         target: Path,
-        bitmap: Option<&DirtyBitmap>,
+        scope: Scope<'_>,
         options: Options,
     ) -> Result<Self, CbwError> {
         let size = source.size();
-        if target.size() != size {
+        if target.size() < size {
             return Err(CbwError::Sizes {
                 source_size: size,
                 target_size: target.size(),
             });
         }
-        let cluster_size = cluster_size(options.min_cluster_size)?;
+        let cluster_size = cluster_size(&options)?;
         let clusters = size.div_ceil(cluster_size);
         let mut cells = Cells::new(clusters).ok_or(CbwError::Memory { clusters })?;
         let access = DirtyBitmap::new(size, cluster_size, shards)?;
-        match bitmap {
-            None => access.mark_all(0),
-            Some(bitmap) => {
+        match scope {
+            Scope::Everything => access.mark_all(0),
+            Scope::Snapshot(bitmap) | Scope::Saved(bitmap) => {
                 access.merge_from(0, bitmap)?;
                 set_unwanted(&mut cells, &access, cluster_size);
             }
+        }
+        if matches!(scope, Scope::Saved(_)) {
+            access.mark_all(0);
         }
         let saves = (0..SAVE_QUEUES).map(|_| WaitQueue::new()).collect();
         let (readers, broken) = (Register::new(shards), AtomicI32::new(0));
@@ -258,6 +278,22 @@ impl CopyBeforeWrite {
     /// Where old data goes.
     pub(crate) fn target(&self) -> &Path {
         &self.target
+    }
+
+    /// From the disk to where its old data goes.
+    pub(crate) fn copier(&self) -> Copier<'_> {
+        let compress = self.options.compress;
+        let piece_max = if compress {
+            chunk::BYTES_MAX.max(self.options.target_cluster_size)
+        } else {
+            chunk::BYTES_MAX
+        };
+        Copier {
+            source: &self.source,
+            target: &self.target,
+            compress,
+            piece_max,
+        }
     }
 
     pub(crate) fn cells(&self) -> &Cells {
@@ -316,6 +352,29 @@ impl CopyBeforeWrite {
         self.access
             .areas()
             .map(|area| Span::new(area.offset, area.len))
+    }
+
+    /// These bytes need no saving any more, as far as they are whole clusters
+    /// that nobody has begun to save.
+    pub(crate) fn leave_out(&self, span: Span) {
+        let end = if span.end() == self.size {
+            self.cells.len()
+        } else {
+            span.end() / self.cluster_size
+        };
+        for cluster in span.offset.div_ceil(self.cluster_size)..end {
+            self.cells.leave_out(cluster);
+        }
+    }
+
+    /// What nobody has saved, nor begun to, in ascending order.
+    pub(crate) fn untouched(&self) -> impl Iterator<Item = Span> {
+        let mut from = 0;
+        std::iter::from_fn(move || {
+            let cluster = self.cells.next_untouched(from, self.cells.len())?;
+            from = cluster + 1;
+            Some(self.bytes(cluster, cluster + 1))
+        })
     }
 
     /// Whether something is left that nobody has claimed.
@@ -487,7 +546,8 @@ impl CopyBeforeWrite {
             // Buffer first, claim second, submit at once (C4). The guest holds
             // a buffer already, so this one must not wait for others.
             let wanted = clusters_max.min(end - cluster);
-            let buf = shard.buffer_now(chunk::buffer_len(self.bytes(cluster, cluster + wanted)));
+            let bytes = self.bytes(cluster, cluster + wanted);
+            let buf = shard.buffer_now(self.copier().buffer_len(bytes));
             next = cluster + 1;
             if let Some(chunk) = self.claim(cluster, wanted) {
                 let (filter, home) = (Arc::clone(self), shard.clone());
@@ -501,7 +561,7 @@ impl CopyBeforeWrite {
     async fn save(&self, shard: &Shard, chunk: Chunk, buf: Buf) -> IoResult<()> {
         let start = shard.now_ns();
         let bytes = self.bytes(chunk.first, chunk.end);
-        match chunk::copy(shard, &self.source, &self.target, bytes, buf).await {
+        match self.copier().copy(shard, bytes, buf).await {
             Ok(_) => {
                 self.publish(shard, chunk).await;
                 let metrics = shard.local::<Metrics>();
@@ -713,14 +773,17 @@ impl CopyBeforeWrite {
     }
 }
 
-fn cluster_size(wish: u64) -> Result<u64, CbwError> {
+fn cluster_size(options: &Options) -> Result<u64, CbwError> {
+    let wish = options.min_cluster_size;
     if wish != 0 && !wish.is_power_of_two() {
         return Err(CbwError::NotPowerOfTwo);
     }
     if wish > CLUSTER_SIZE_MAX {
         return Err(CbwError::TooLarge(wish));
     }
-    Ok(wish.max(CLUSTER_SIZE_DEFAULT))
+    Ok(wish
+        .max(CLUSTER_SIZE_DEFAULT)
+        .max(options.target_cluster_size))
 }
 
 /// What is not in the bitmap need not be saved.

@@ -157,6 +157,11 @@ impl Qcow2 {
         loaded.unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether clusters can be stored compressed: only in the image itself.
+    pub fn can_compress(&self) -> bool {
+        self.data_file.is_none()
+    }
+
     /// Bytes of a cluster.
     pub fn cluster_size(&self) -> u64 {
         self.frame.geometry.cluster_size

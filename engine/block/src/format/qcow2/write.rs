@@ -588,7 +588,7 @@ impl Qcow2 {
         bytes: &[u8],
     ) -> IoResult<()> {
         self.check_writable()?;
-        if self.data_file.is_some() {
+        if !self.can_compress() {
             return Err(Errno::EOPNOTSUPP);
         }
         // Nothing at all is aligned, wherever it is.

@@ -1,0 +1,414 @@
+//! Disks as management tools address them: block backends (`--drive`) and the
+//! virtual devices that they are attached to (`--device`). No guest is behind
+//! them; what counts is that they have names, hold nodes, and can be moved from
+//! one node to another.
+
+use ringback_block::graph::{Access, UserId};
+use ringback_block::port::Attachment;
+use ringback_qmp_shim::command_error::CommandError;
+use ringback_qmp_shim::command_line::{Device, Drive, ObjectKind, ObjectOptions};
+use ringback_qmp_shim::event::Event;
+use serde_json::{Value, json};
+
+use super::Reply;
+use super::control::Control;
+use crate::open::{limits, reason};
+
+/// A hold on a node.
+struct Hold {
+    user: UserId,
+    attachment: Attachment,
+}
+
+/// A disk with a name, a device, or both.
+pub(super) struct Backend {
+    /// Name of the drive; empty if it came with a device.
+    name: String,
+    device: Option<Device>,
+    hold: Option<Hold>,
+    tray_open: bool,
+}
+
+impl Backend {
+    /// As it is called in messages.
+    fn label(&self) -> String {
+        match &self.device {
+            _ if !self.name.is_empty() => format!("block device '{}'", self.name),
+            Some(device) => format!("block device '{}'", qdev(device)),
+            None => "an unnamed block device".into(),
+        }
+    }
+
+    fn is_removable(&self) -> bool {
+        self.device.as_ref().is_none_or(Device::is_removable)
+    }
+}
+
+/// The name under which a device's disk is known: of a virtio disk an inner
+/// part of it.
+fn qdev(device: &Device) -> String {
+    let id = device.id.clone().unwrap_or_default();
+    if device.model.name().starts_with("virtio-blk") {
+        format!("/machine/peripheral/{id}/virtio-backend")
+    } else {
+        id
+    }
+}
+
+fn generic(text: impl Into<String>) -> CommandError {
+    CommandError::generic(text)
+}
+
+impl Control {
+    pub(super) async fn add_drive(&mut self, drive: &Drive) -> Result<(), CommandError> {
+        let name = drive
+            .id
+            .clone()
+            .ok_or_else(|| generic("a drive needs an id here"))?;
+        if self.backends.iter().any(|backend| backend.name == name) {
+            return Err(generic(format!("Duplicate ID '{name}' for drive")));
+        }
+        let unsupported = [
+            ("snapshot", drive.snapshot),
+            ("copy-on-read", drive.copy_on_read),
+            ("throttling", drive.throttle.is_some()),
+            ("cache=writethrough", drive.writethrough),
+        ];
+        if let Some((option, _)) = unsupported.iter().find(|(_, asked)| *asked) {
+            return Err(generic(format!(
+                "option '{option}' of a drive is not supported here"
+            )));
+        }
+        let opened = drive.open().map_err(|error| generic(error.to_string()))?;
+        let node = match opened {
+            Some(node) => Some(self.open(node).await?),
+            None => None,
+        };
+        let mut backend = Backend {
+            name,
+            device: None,
+            hold: None,
+            tray_open: false,
+        };
+        if let Some(node) = node {
+            match self.hold(&backend, &node).await {
+                Ok(hold) => backend.hold = Some(hold),
+                Err(error) => {
+                    self.close(&node).await?;
+                    return Err(error);
+                }
+            }
+        }
+        self.backends.push(backend);
+        Ok(())
+    }
+
+    /// Lets a backend use a node: to write, where the node can be written.
+    async fn hold(&mut self, backend: &Backend, node: &str) -> Result<Hold, CommandError> {
+        let is_read_only = self
+            .nodes
+            .get(node)
+            .is_some_and(|opened| opened.settings.read_only);
+        let access = Access {
+            read: true,
+            write: !is_read_only,
+            alone_writing: backend
+                .device
+                .as_ref()
+                .is_some_and(|device| !device.share_rw),
+            resize: false,
+        };
+        let label = backend.label();
+        let held = self
+            .graph
+            .attach(&self.shard, node, &label, access)
+            .await
+            .map_err(|error| generic(reason(error)))?;
+        let (user, attachment) = held;
+        Ok(Hold { user, attachment })
+    }
+
+    pub(super) async fn device_add(&mut self, device: &Device) -> Reply {
+        self.add_device(device).await?;
+        Ok(json!({}))
+    }
+
+    pub(super) async fn add_device(&mut self, device: &Device) -> Result<(), CommandError> {
+        if let Some(id) = &device.id
+            && self.find_device(id).is_some()
+        {
+            return Err(generic(format!("Duplicate device ID '{id}'")));
+        }
+        if !device.is_disk() {
+            // Nothing is behind a controller, but devices may name it as their bus.
+            self.controllers.extend(device.id.clone());
+            return Ok(());
+        }
+        let Some(drive) = &device.drive else {
+            if !device.is_removable() {
+                return Err(generic("drive property not set"));
+            }
+            self.backends.push(Backend {
+                name: String::new(),
+                device: Some(device.clone()),
+                hold: None,
+                tray_open: false,
+            });
+            return Ok(());
+        };
+        if let Some(backend) = self
+            .backends
+            .iter_mut()
+            .find(|backend| backend.name == *drive)
+        {
+            if backend.device.is_some() {
+                return Err(generic(format!(
+                    "Drive '{drive}' is already in use by another device"
+                )));
+            }
+            backend.device = Some(device.clone());
+            return Ok(());
+        }
+        if !self.graph.contains(drive) {
+            return Err(generic(format!(
+                "Property '{}.drive' can't find value '{drive}'",
+                device.model.name()
+            )));
+        }
+        let mut backend = Backend {
+            name: String::new(),
+            device: Some(device.clone()),
+            hold: None,
+            tray_open: false,
+        };
+        backend.hold = Some(self.hold(&backend, drive).await?);
+        self.backends.push(backend);
+        Ok(())
+    }
+
+    pub(super) async fn device_del(&mut self, id: &str) -> Reply {
+        let Some(index) = self.find_device(id) else {
+            return Err(CommandError::device_not_found(id));
+        };
+        let backend = self.backends.remove(index);
+        let device = backend.device.as_ref().and_then(|device| device.id.clone());
+        if let Some(hold) = backend.hold {
+            self.let_go(hold).await?;
+        }
+        self.tell(&Event::DeviceDeleted {
+            path: format!("/machine/peripheral/{}", device.clone().unwrap_or_default()),
+            device,
+        });
+        Ok(json!({}))
+    }
+
+    /// Ends a hold; a node that nobody else keeps goes.
+    async fn let_go(&mut self, hold: Hold) -> Result<(), CommandError> {
+        let node = self.graph.node_of(hold.user).map(str::to_owned);
+        self.graph.detach(hold.user).await;
+        match node {
+            Some(node) => self.close(&node).await,
+            None => Ok(()),
+        }
+    }
+
+    /// By id, or by the path of the device or of its inner part.
+    fn find_device(&self, name: &str) -> Option<usize> {
+        let name = name.strip_prefix("/machine/peripheral/").unwrap_or(name);
+        let name = name.strip_suffix("/virtio-backend").unwrap_or(name);
+        self.backends.iter().position(|backend| {
+            let id = backend
+                .device
+                .as_ref()
+                .and_then(|device| device.id.as_deref());
+            id == Some(name)
+        })
+    }
+
+    /// The node of a named backend, if there is one of this name.
+    pub(super) fn node_of_device(&self, name: &str) -> Option<Result<String, CommandError>> {
+        let mut backends = self.backends.iter();
+        let backend = backends.find(|backend| !name.is_empty() && backend.name == name)?;
+        let node = backend
+            .hold
+            .as_ref()
+            .and_then(|hold| self.graph.node_of(hold.user));
+        Some(
+            node.map(str::to_owned)
+                .ok_or_else(|| generic(format!("Device '{name}' has no medium"))),
+        )
+    }
+
+    /// The hold of a backend, by its name or, with `is_device`, its device's.
+    pub(super) fn attachment_of(
+        &self,
+        name: &str,
+        is_device: bool,
+    ) -> Option<(String, Attachment)> {
+        let backend = if is_device {
+            self.find_device(name).map(|index| &self.backends[index])
+        } else {
+            self.backends
+                .iter()
+                .find(|backend| !name.is_empty() && backend.name == name)
+        };
+        let hold = backend?.hold.as_ref()?;
+        let node = self.graph.node_of(hold.user)?.to_owned();
+        Some((node, hold.attachment.clone()))
+    }
+
+    /// Whether there is a device of this name.
+    pub(super) fn has_device(&self, name: &str) -> bool {
+        self.find_device(name).is_some()
+    }
+
+    pub(super) fn qom_get(&self, path: &str, property: &str) -> Reply {
+        let Some(index) = self.find_device(path) else {
+            return Err(CommandError::device_not_found(path));
+        };
+        let backend = &self.backends[index];
+        match property {
+            "drive" if !backend.name.is_empty() => Ok(backend.name.clone().into()),
+            "drive" => {
+                let node = backend
+                    .hold
+                    .as_ref()
+                    .and_then(|hold| self.graph.node_of(hold.user));
+                Ok(node.unwrap_or_default().into())
+            }
+            _ => Err(no_property(backend, property)),
+        }
+    }
+
+    /// Moves a device to another node, while its requests wait.
+    pub(super) async fn qom_set(&mut self, path: &str, property: &str, value: &Value) -> Reply {
+        let Some(index) = self.find_device(path) else {
+            return Err(CommandError::device_not_found(path));
+        };
+        if property != "drive" {
+            return Err(no_property(&self.backends[index], property));
+        }
+        let Some(node) = value.as_str() else {
+            return Err(generic(
+                "Invalid parameter type for 'drive', expected: string",
+            ));
+        };
+        if !self.graph.contains(node) {
+            return Err(generic(format!(
+                "Cannot find device='' nor node-name='{node}'"
+            )));
+        }
+        let Some(hold) = &self.backends[index].hold else {
+            let hold = self.hold_for(index, node).await?;
+            self.backends[index].hold = Some(hold);
+            return Ok(json!({}));
+        };
+        let user = hold.user;
+        let old = self.graph.node_of(user).map(str::to_owned);
+        let moved = self.graph.move_user(user, node).await;
+        moved.map_err(|error| generic(reason(error)))?;
+        if let Some(old) = old {
+            self.close(&old).await?;
+        }
+        Ok(json!({}))
+    }
+
+    async fn hold_for(&mut self, index: usize, node: &str) -> Result<Hold, CommandError> {
+        let placeholder = Backend {
+            name: self.backends[index].name.clone(),
+            device: self.backends[index].device.clone(),
+            hold: None,
+            tray_open: false,
+        };
+        self.hold(&placeholder, node).await
+    }
+
+    /// Takes the medium out of a drive that has one and lets it go.
+    pub(super) async fn eject(&mut self, device: Option<&str>, id: Option<&str>) -> Reply {
+        let index = match (device, id) {
+            (Some(name), None) => self
+                .backends
+                .iter()
+                .position(|backend| backend.name == name)
+                .ok_or_else(|| CommandError::device_not_found(name))?,
+            (None, Some(id)) => self
+                .find_device(id)
+                .ok_or_else(|| CommandError::device_not_found(id))?,
+            _ => return Err(generic("Need exactly one of 'device' and 'id'")),
+        };
+        let backend = &mut self.backends[index];
+        if !backend.is_removable() {
+            let name = device.or(id).unwrap_or_default();
+            return Err(generic(format!("Device '{name}' is not removable")));
+        }
+        if let Some(hold) = backend.hold.take() {
+            self.let_go(hold).await?;
+        }
+        Ok(json!({}))
+    }
+
+    pub(super) fn query_block(&self) -> Value {
+        let (named, unnamed): (Vec<_>, Vec<_>) = self
+            .backends
+            .iter()
+            .partition(|backend| !backend.name.is_empty());
+        let all = named.into_iter().chain(unnamed);
+        all.map(|backend| self.backend_entry(backend)).collect()
+    }
+
+    fn backend_entry(&self, backend: &Backend) -> Value {
+        let mut entry = json!({
+            "device": backend.name,
+            "locked": false,
+            "removable": backend.is_removable(),
+            "type": "unknown",
+        });
+        if let Some(device) = &backend.device {
+            entry["qdev"] = qdev(device).into();
+            if device.is_removable() {
+                entry["tray_open"] = backend.tray_open.into();
+            } else {
+                entry["io-status"] = "ok".into();
+            }
+        }
+        let node = backend
+            .hold
+            .as_ref()
+            .and_then(|hold| self.graph.node_of(hold.user));
+        if let Some(inserted) = node.and_then(|node| self.node_entry(node, false)) {
+            entry["inserted"] = inserted;
+        }
+        entry
+    }
+
+    pub(super) fn add_object(&mut self, object: &ObjectOptions) -> Result<(), CommandError> {
+        match &object.kind {
+            ObjectKind::ThrottleGroup(group) => self
+                .graph
+                .add_throttle_group(&self.shard, &group.id, limits(&group.limits))
+                .map_err(|error| generic(error.to_string())),
+            _ => Err(generic(
+                "ringback supports only objects of type 'throttle-group' so far",
+            )),
+        }
+    }
+
+    pub(super) fn object_del(&mut self, id: &str) -> Reply {
+        use ringback_block::graph::GraphError;
+        self.graph
+            .remove_throttle_group(id)
+            .map_err(|error| match error {
+                GraphError::NoGroup(id) => generic(format!("object '{id}' not found")),
+                error => generic(error.to_string()),
+            })?;
+        Ok(json!({}))
+    }
+}
+
+fn no_property(backend: &Backend, property: &str) -> CommandError {
+    let model = backend
+        .device
+        .as_ref()
+        .map_or("device", |device| device.model.name());
+    generic(format!("Property '{model}.{property}' not found"))
+}

@@ -1,0 +1,159 @@
+//! `ringback daemon`: stands where `qemu-storage-daemon` stands.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | `start` | from the command line to a process that serves |
+//! | `chardev` | where monitors talk, with threads of their own |
+//! | `inbox` | the way from other threads to the control task |
+//! | `control` | that task: requests, events, the end |
+//! | `backends` | disks as management tools address them |
+//! | `nodes`, `bitmaps`, `backup`, `jobs`, `query`, `machine` | the commands, by what they work on |
+//!
+//! What a command means is known to `ringback_qmp_shim`, what a node, a job or a
+//! bitmap is, to `ringback_block`. Here the two meet.
+
+mod backends;
+mod backup;
+mod bitmaps;
+mod chardev;
+mod control;
+mod human;
+mod inbox;
+mod jobs;
+mod machine;
+mod nodes;
+mod pid_file;
+mod query;
+mod start;
+
+use ringback_qmp_shim::command::{ActionCompletionMode, Command};
+use ringback_qmp_shim::command_error::CommandError;
+use ringback_qmp_shim::command_line::Device;
+use serde_json::Value;
+
+use bitmaps::Change;
+use control::Control;
+pub(crate) use start::{run, run_if_called};
+
+/// What a command answers.
+type Reply = Result<Value, CommandError>;
+
+impl Control {
+    /// Runs one command.
+    async fn execute(&mut self, command: Command) -> Reply {
+        match command {
+            // The session has dealt with it, and the caller with quit.
+            Command::QmpCapabilities(_) | Command::Quit => Ok(backup::nothing()),
+
+            Command::QueryVersion => Ok(machine::version()),
+            Command::QueryCommands => Ok(machine::commands()),
+            Command::QueryQmpSchema => Ok(machine::schema()),
+            Command::QueryStatus => Ok(machine::status()),
+            Command::QueryName => Ok(machine::name()),
+            Command::QueryUuid => Ok(machine::uuid()),
+            Command::QueryKvm => Ok(machine::kvm()),
+            Command::QueryTpm | Command::QueryIothreads => Ok(Value::Array(Vec::new())),
+            Command::QueryChardev => Ok(self.query_chardev()),
+            Command::Stop => Ok(self.stop_machine()),
+            Command::Cont => Ok(self.continue_machine()),
+            Command::HumanMonitorCommand(command) => self.human(&command.command_line).await,
+
+            Command::BlockdevAdd(options) => self.blockdev_add(&options).await,
+            Command::BlockdevDel(del) => self.blockdev_del(&del.node_name).await,
+            Command::BlockdevCreate(create) => self.blockdev_create(*create),
+            Command::BlockResize(resize) => self.block_resize(&resize).await,
+            Command::QueryNamedBlockNodes(query) => {
+                self.named_block_nodes(query.flat.unwrap_or(false))
+            }
+
+            Command::QueryBlock => Ok(self.query_block()),
+            Command::DeviceAdd(add) => {
+                let device = Device::from_arguments(&add.properties)
+                    .map_err(|error| CommandError::generic(error.to_string()))?;
+                self.device_add(&device).await
+            }
+            Command::DeviceDel(del) => self.device_del(&del.id).await,
+            Command::Eject(eject) => {
+                self.eject(eject.device.as_deref(), eject.id.as_deref())
+                    .await
+            }
+            Command::QomGet(get) => self.qom_get(&get.path, &get.property),
+            Command::QomSet(set) => self.qom_set(&set.path, &set.property, &set.value).await,
+            Command::ObjectDel(del) => self.object_del(&del.id),
+
+            Command::BlockdevBackup(backup) => self.blockdev_backup(&backup).await,
+            Command::BlockdevSnapshot(snapshot) => self.blockdev_snapshot(snapshot).await,
+            Command::Transaction(transaction) => {
+                let properties = transaction.properties;
+                let mode = properties.and_then(|properties| properties.completion_mode);
+                let mode = mode.unwrap_or(ActionCompletionMode::Individual);
+                self.transaction(&transaction.actions, mode).await
+            }
+
+            Command::QueryJobs => Ok(self.query_jobs()),
+            Command::QueryBlockJobs => Ok(self.query_block_jobs()),
+            Command::JobPause(job) => self.pause_job(&job.id).await,
+            Command::JobResume(job) => self.resume_job(&job.id),
+            Command::JobCancel(job) => self.cancel_job(&job.id, true).await,
+            Command::JobComplete(job) => self.complete_job(&job.id),
+            Command::JobFinalize(job) => self.finalize_job(&job.id).await,
+            Command::JobDismiss(job) => self.dismiss_job(&job.id),
+            Command::BlockJobPause(job) => {
+                self.block_job(&job.device)?;
+                self.pause_job(&job.device).await
+            }
+            Command::BlockJobResume(job) => {
+                self.block_job(&job.device)?;
+                self.resume_job(&job.device)
+            }
+            Command::BlockJobCancel(job) => {
+                self.block_job(&job.device)?;
+                self.cancel_job(&job.device, job.force.unwrap_or(false))
+                    .await
+            }
+            Command::BlockJobComplete(job) => {
+                self.block_job(&job.device)?;
+                self.complete_job(&job.device)
+            }
+            Command::BlockJobFinalize(job) => {
+                self.block_job(&job.id)?;
+                self.finalize_job(&job.id).await
+            }
+            Command::BlockJobDismiss(job) => {
+                self.block_job(&job.id)?;
+                self.dismiss_job(&job.id)
+            }
+            Command::BlockJobSetSpeed(job) => {
+                self.block_job(&job.device)?;
+                self.set_job_speed(&job.device, job.speed)
+            }
+            Command::BlockJobChange(job) => {
+                self.block_job(&job.id)?;
+                self.change_job(&job.id, job.change)
+            }
+
+            Command::BlockDirtyBitmapAdd(add) => {
+                self.find_node(Some(&add.node), Some(&add.node))?;
+                self.change_bitmap(&Change::Add(add)).await
+            }
+            Command::BlockDirtyBitmapRemove(bitmap) => {
+                self.change_bitmap(&Change::Remove(bitmap)).await
+            }
+            Command::BlockDirtyBitmapClear(bitmap) => {
+                self.change_bitmap(&Change::Clear(bitmap)).await
+            }
+            Command::BlockDirtyBitmapEnable(bitmap) => {
+                self.change_bitmap(&Change::Enable(bitmap)).await
+            }
+            Command::BlockDirtyBitmapDisable(bitmap) => {
+                self.change_bitmap(&Change::Disable(bitmap)).await
+            }
+            Command::BlockDirtyBitmapMerge(merge) => {
+                self.change_bitmap(&Change::Merge(merge)).await
+            }
+            Command::XDebugBlockDirtyBitmapSha256(bitmap) => self.bitmap_sha256(&bitmap),
+
+            other => Err(machine::not_built(other.name())),
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! The commands that make and remove nodes, and images for them.
+
+use ringback_block::format::qcow2::create::CreateOptions;
+use ringback_block::graph::GraphError;
+use ringback_block::job::Kind;
+use ringback_block::request::Preallocation;
+use ringback_qmp_shim::BlockdevOptions;
+use ringback_qmp_shim::blockdev::{Child, Settings};
+use ringback_qmp_shim::command::{
+    BlockResize, BlockdevCreate, BlockdevCreateOptions, BlockdevCreateOptionsFile,
+    BlockdevCreateOptionsQcow2,
+};
+use ringback_qmp_shim::command_error::CommandError;
+use ringback_qmp_shim::open::{self as names, flatten};
+use serde_json::{Value, json};
+
+use super::Reply;
+use super::control::{AsyncLater, Control};
+use crate::open::{self, reason};
+
+fn generic(text: impl Into<String>) -> CommandError {
+    CommandError::generic(text)
+}
+
+impl Control {
+    pub(super) async fn blockdev_add(&mut self, options: &BlockdevOptions) -> Reply {
+        options.check()?;
+        let tree = serde_json::to_value(options).map_err(|error| generic(error.to_string()))?;
+        let Value::Object(tree) = tree else {
+            return Err(generic("the options of a node are an object"));
+        };
+        let flat = flatten(&tree)?;
+        let node = names::open(None, &flat, &Settings::default())?;
+        let name = self.open(node).await?;
+        self.graph.set_owned(&name, true);
+        Ok(json!({}))
+    }
+
+    /// Opens a node and everything below it.
+    pub(super) async fn open(&mut self, node: names::OpenNode) -> Result<String, CommandError> {
+        let notify = self.notify();
+        let chain = open::open(
+            &self.shard,
+            &mut self.graph,
+            notify,
+            node,
+            false,
+            &mut self.nodes,
+        )
+        .await
+        .map_err(generic)?;
+        for warning in &chain.warnings {
+            tracing::warn!("{warning}");
+        }
+        Ok(chain.top.node)
+    }
+
+    pub(super) async fn blockdev_del(&mut self, name: &str) -> Reply {
+        if !self.graph.contains(name) {
+            return Err(generic(format!(
+                "Failed to find node with node-name='{name}'"
+            )));
+        }
+        let busy = |why: &str| generic(format!("Node '{name}' is busy: {why}"));
+        match self.jobs.using(name) {
+            Some(("main node", _)) => return Err(generic(format!("Node {name} is in use"))),
+            Some(("source", _)) => {
+                return Err(generic(format!("Block device {name} is in use")));
+            }
+            Some((_, kind)) => {
+                let kind = kind.name();
+                return Err(busy(&format!(
+                    "block device is in use by block job: {kind}"
+                )));
+            }
+            None => {}
+        }
+        if self.graph.has_users(name) {
+            return Err(generic(format!("Node {name} is in use")));
+        }
+        let parents = self.graph.parents(name);
+        if let Some((overlay, _)) = parents.iter().find(|(_, edge)| *edge == "backing") {
+            return Err(busy(&format!("node is used as backing hd of '{overlay}'")));
+        }
+        if !self.graph.is_owned(name) {
+            return Err(generic(format!("Node {name} is not owned by the monitor")));
+        }
+        if !parents.is_empty() {
+            return Err(generic(format!("Block device {name} is in use")));
+        }
+        self.graph.set_owned(name, false);
+        self.close(name).await?;
+        Ok(json!({}))
+    }
+
+    /// Closes a node that nobody has any more, and what is below it.
+    pub(super) async fn close(&mut self, name: &str) -> Result<(), CommandError> {
+        let closed = self.graph.release(&self.shard, name).await;
+        self.forget_gone_nodes();
+        match closed {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // The node is gone, as in QEMU; what was lost must be told.
+                tracing::error!("{}", reason(error));
+                Ok(())
+            }
+        }
+    }
+
+    /// At the end: every image is written and closed.
+    pub(super) async fn close_all_nodes(&mut self) {
+        self.graph.detach_all().await;
+        let names: Vec<String> = self.graph.names().map(str::to_owned).collect();
+        for name in &names {
+            self.graph.set_owned(name, false);
+        }
+        for name in names.iter().rev() {
+            if self.graph.contains(name)
+                && let Err(error) = self.graph.release(&self.shard, name).await
+            {
+                tracing::error!("{}", reason(error));
+            }
+        }
+        self.nodes.clear();
+    }
+
+    pub(super) async fn block_resize(&mut self, resize: &BlockResize) -> Reply {
+        let device = resize.device.as_deref();
+        let name = self.find_node(device, resize.node_name.as_deref())?;
+        let size = u64::try_from(resize.size)
+            .map_err(|_| generic("Parameter 'size' expects a >0 size"))?;
+        if let Some((role, kind)) = self.jobs.using(&name)
+            && role == "target"
+        {
+            let kind = kind.name();
+            return Err(generic(format!(
+                "Node '{name}' is busy: block device is in use by block job: {kind}"
+            )));
+        }
+        let resized = self
+            .graph
+            .resize(&self.shard, &name, size, Preallocation::Off)
+            .await;
+        resized.map_err(|error| generic(reason(error)))?;
+        Ok(json!({}))
+    }
+
+    /// A node by the name of a device or its own.
+    pub(super) fn find_node(
+        &self,
+        device: Option<&str>,
+        node: Option<&str>,
+    ) -> Result<String, CommandError> {
+        if let Some(found) = device.and_then(|device| self.node_of_device(device)) {
+            return found;
+        }
+        if let Some(found) = node.filter(|node| self.graph.contains(node)) {
+            return Ok(found.to_owned());
+        }
+        let (device, node) = (device.unwrap_or_default(), node.unwrap_or_default());
+        Err(generic(format!(
+            "Cannot find device='{device}' nor node-name='{node}'"
+        )))
+    }
+
+    /// Answers at once; the image is made behind the answer, as a job.
+    pub(super) fn blockdev_create(&mut self, create: BlockdevCreate) -> Reply {
+        if let BlockdevCreateOptions::Other { driver } = &create.options {
+            return Err(generic(format!(
+                "Driver '{driver}' does not support image creation"
+            )));
+        }
+        self.jobs
+            .begin_task(&create.job_id, Kind::Create)
+            .map_err(|refusal| generic(refusal.to_string()))?;
+        self.later.push(Box::new(Creation(create)));
+        Ok(json!({}))
+    }
+
+    async fn create_image(&mut self, options: &BlockdevCreateOptions) -> Result<(), String> {
+        match options {
+            BlockdevCreateOptions::File(file) => self.create_file(file).await,
+            BlockdevCreateOptions::Qcow2(qcow2) => self.create_qcow2(qcow2).await,
+            BlockdevCreateOptions::Other { driver } => {
+                Err(format!("Driver '{driver}' does not support image creation"))
+            }
+        }
+    }
+
+    async fn create_file(&mut self, options: &BlockdevCreateOptionsFile) -> Result<(), String> {
+        if options.nocow == Some(true) {
+            return Err("option 'nocow' is not supported".into());
+        }
+        if options.extent_size_hint.is_some_and(|hint| hint > 0) {
+            return Err("option 'extent-size-hint' is not supported".into());
+        }
+        open::create_file(
+            &self.shard,
+            &options.filename,
+            options.size,
+            open::preallocation(options.preallocation),
+        )
+        .await
+    }
+
+    async fn create_qcow2(&mut self, options: &BlockdevCreateOptionsQcow2) -> Result<(), String> {
+        let (Child::Node(file), None | Some(Child::Node(_))) = (&options.file, &options.data_file)
+        else {
+            return Err("the children of an image to be made are given by node name".into());
+        };
+        let data_file = match &options.data_file {
+            Some(Child::Node(name)) => Some(name.as_str()),
+            _ => None,
+        };
+        for name in [Some(file.as_str()), data_file].into_iter().flatten() {
+            self.find_node(Some(name), Some(name))
+                .map_err(|error| error.desc)?;
+        }
+        let create = open::qcow2_create_options(options, |name| {
+            self.nodes
+                .get(name)
+                .and_then(|opened| opened.name.exact().map(str::to_owned))
+        })?;
+        self.make_qcow2(file, data_file, &create).await
+    }
+
+    async fn make_qcow2(
+        &mut self,
+        file: &str,
+        data_file: Option<&str>,
+        create: &CreateOptions,
+    ) -> Result<(), String> {
+        self.graph
+            .create_qcow2(&self.shard, file, data_file, create)
+            .await
+            .map_err(|error: GraphError| reason(error))
+    }
+}
+
+/// The work of a job that makes an image.
+struct Creation(BlockdevCreate);
+
+impl AsyncLater for Creation {
+    fn run<'a>(
+        self: Box<Self>,
+        control: &'a mut Control,
+    ) -> std::pin::Pin<Box<dyn Future<Output = ()> + 'a>> {
+        Box::pin(async move {
+            let result = control.create_image(&self.0.options).await;
+            let shard = control.shard.clone();
+            control
+                .jobs
+                .end_task(&shard, &mut control.graph, &self.0.job_id, result)
+                .await;
+        })
+    }
+}
