@@ -54,6 +54,8 @@ pub(super) struct Control {
     /// Runs `qemu-io` commands.
     pub(super) monitor_shell: io::monitor::Monitor,
     pub(super) lodgers: Vec<Lodger>,
+    /// Images that were opened for a job.
+    pub(super) job_targets: Vec<String>,
     chardevs: Vec<String>,
     address: Address,
     monitors: BTreeMap<String, Monitor>,
@@ -79,6 +81,7 @@ impl Control {
             controllers: Vec::new(),
             monitor_shell: io::monitor::Monitor::new(shard),
             lodgers: Vec::new(),
+            job_targets: Vec::new(),
             chardevs: Vec::new(),
             address,
             monitors: BTreeMap::new(),
@@ -240,6 +243,7 @@ impl Control {
         self.jobs.step(&self.shard, &mut self.graph).await;
         self.tell_job_events();
         self.part_from_lodgers().await;
+        self.part_from_job_targets().await;
         self.forget_gone_nodes();
     }
 

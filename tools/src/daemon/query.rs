@@ -58,7 +58,8 @@ impl Control {
         Some(entry)
     }
 
-    fn backing_of(&self, name: &str) -> Option<&str> {
+    /// The node that shows through, if there is one.
+    pub(super) fn backing_of(&self, name: &str) -> Option<&str> {
         let children = self.graph.children(name);
         let backing = children.into_iter().find(|(edge, _)| *edge == "backing");
         backing.map(|(_, child)| child)
