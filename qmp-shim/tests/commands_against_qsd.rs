@@ -180,11 +180,11 @@ impl Comparison<'_> {
         for member in list(ours, "members") {
             let name = text(member, "name");
             let at = format!("{at}.{name}");
-            if let Some(extension) = EXTENSIONS.iter().find(|known| **known == name) {
-                if named(their_members, "name", name).is_none() {
-                    self.extensions.insert(extension);
-                    continue;
-                }
+            if let Some(extension) = EXTENSIONS.iter().find(|known| **known == name)
+                && named(their_members, "name", name).is_none()
+            {
+                self.extensions.insert(extension);
+                continue;
             }
             let place = their_members
                 .iter()
@@ -443,7 +443,7 @@ fn both_give_the_same_errors_for_arguments() {
         .filter(|entry| theirs.contains_key(text(entry, "name")) && text(entry, "name") != "quit")
         .collect();
     let mut requests = Vec::new();
-    for seed in 0..150 {
+    for seed in 0..60 {
         for command in &commands {
             let name = text(command, "name");
             let mut maker = Maker {
