@@ -403,6 +403,19 @@ impl Graph {
         }
     }
 
+    /// Whether a discard on a node may do something: on a disk that can be
+    /// written, or in the view of a snapshot.
+    ///
+    /// # Errors
+    ///
+    /// [`GraphError::NotFound`].
+    pub fn can_discard(&self, name: &str) -> Result<bool, GraphError> {
+        match &self.node(name)?.kind {
+            Kind::SnapshotAccess { .. } => Ok(true),
+            _ => Ok(self.check_writable(name).is_ok()),
+        }
+    }
+
     /// Unit in which a node's disk is allocated, in bytes; 0 if it has none.
     ///
     /// # Errors
