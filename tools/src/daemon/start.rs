@@ -11,7 +11,7 @@ use ringback_qmp_shim::command_line::{
     self, Backend, Chardev, CommandLine, Opt, Placed, Request, SocketAddress,
 };
 use ringback_ring::shards::Config;
-use ringback_ring::{Shard, Shards};
+use ringback_ring::{Shard, Shards, probe};
 
 use super::chardev::{self, Place, Spec};
 use super::control::Control;
@@ -61,6 +61,15 @@ fn run_words(program: &str, words: Vec<OsString>) -> ExitCode {
         Ok(Request::Show(text)) => {
             // Nobody may be listening.
             let _ = std::io::stdout().write_all(text.as_bytes());
+            if wants_more_than_version(&words) {
+                match probe::probe() {
+                    Ok(report) => println!("{report}"),
+                    Err(error) => {
+                        eprintln!("{program}: {error}");
+                        return ExitCode::FAILURE;
+                    }
+                }
+            }
             ExitCode::SUCCESS
         }
         Ok(Request::Run(line)) => {
@@ -79,6 +88,12 @@ fn run_words(program: &str, words: Vec<OsString>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// `--version -v` also shows what the kernel offers.
+fn wants_more_than_version(words: &[String]) -> bool {
+    let has = |wanted: [&str; 2]| words.iter().any(|word| wanted.contains(&word.as_str()));
+    has(["-V", "--version"]) && has(["-v", "--verbose"])
 }
 
 /// Starts the same program once more and waits until it serves. A process with
