@@ -165,7 +165,12 @@ impl Control {
                 format!("Error: Device '{name}' not found")
             }));
         }
-        match self.find_node(Some(name), Some(name)) {
+        // The name of a drive, or else of a node.
+        let found = match self.node_of_device(name) {
+            Some(found) => found,
+            None => self.find_node(None, Some(name)),
+        };
+        match found {
             Ok(node) => Ok(Found {
                 node,
                 attachment: None,
