@@ -3,6 +3,8 @@
 //! them; what counts is that they have names, hold nodes, and can be moved from
 //! one node to another.
 
+mod media;
+
 use ringback_block::graph::{Access, UserId};
 use ringback_block::port::Attachment;
 use ringback_qmp_shim::command_error::CommandError;
@@ -384,30 +386,6 @@ impl Control {
             tray_open: false,
         };
         self.hold(&placeholder, node).await
-    }
-
-    /// Takes the medium out of a drive that has one and lets it go.
-    pub(super) async fn eject(&mut self, device: Option<&str>, id: Option<&str>) -> Reply {
-        let index = match (device, id) {
-            (Some(name), None) => self
-                .backends
-                .iter()
-                .position(|backend| backend.name == name)
-                .ok_or_else(|| CommandError::device_not_found(name))?,
-            (None, Some(id)) => self
-                .find_device(id)
-                .ok_or_else(|| CommandError::device_not_found(id))?,
-            _ => return Err(generic("Need exactly one of 'device' and 'id'")),
-        };
-        let backend = &mut self.backends[index];
-        if !backend.is_removable() {
-            let name = device.or(id).unwrap_or_default();
-            return Err(generic(format!("Device '{name}' is not removable")));
-        }
-        if let Some(hold) = backend.hold.take() {
-            self.let_go(hold).await?;
-        }
-        Ok(json!({}))
     }
 
     pub(super) fn query_block(&self) -> Value {
