@@ -315,8 +315,11 @@ impl Limits {
     /// # Errors
     ///
     /// See [`OptionError`].
-    pub fn changed(&self, arguments: &Map<String, Value>) -> Result<Self> {
-        let mut reader = Reader::new(arguments, Leaves::Typed);
+    pub fn changed(&self, value: &Value) -> Result<Self> {
+        let mut arguments = Map::new();
+        arguments.insert("limits".to_owned(), value.clone());
+        let mut whole = Reader::new(&arguments, Leaves::Typed);
+        let mut reader = whole.required("limits", Reader::object)?;
         let mut limits = *self;
         let mut given = [None; KEYS.len()];
         for ((key, _, _), given) in KEYS.iter().zip(&mut given) {

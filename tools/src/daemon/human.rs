@@ -72,7 +72,11 @@ impl Control {
                 command,
             }) => self.qemu_io(by_device, &name, &command).await,
             Ok(Line::InfoBlockJobs) => self.info_block_jobs(),
-            Ok(Line::InfoBlock { .. }) => reply("ringback does not implement 'info block'"),
+            Ok(Line::InfoBlock {
+                nodes,
+                verbose,
+                name,
+            }) => self.info_block(nodes, verbose, name.as_deref()).await,
             Ok(Line::Commit { .. }) => reply("ringback does not implement 'commit'"),
         };
         Ok(text.into())

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 
 use ringback_block::format::qcow2::header::{Header, OpenMode};
-use ringback_block::graph::{Graph, GraphError, NodeSpec, Qcow2Spec};
+use ringback_block::graph::{Graph, GraphError, NodeSpec, Place, Qcow2Spec};
 use ringback_block::notice::{Notice, Notify};
 use ringback_qmp_shim::blockdev::qcow2::ImageFacts;
 use ringback_qmp_shim::blockdev::{
@@ -238,9 +238,12 @@ impl Opener<'_> {
                 (added, image(&[("file", Some(&file.name))]))
             }
             DriverOptions::Blkdebug(blkdebug) => {
+                // In QEMU it is older than the node that it opens below itself.
+                let place = self.graph.keep_place();
                 let child = self.open_child(blkdebug.image.clone()).await?;
                 let spec = drivers::blkdebug(blkdebug, &child)?;
                 let added = self.add(spec, name).await?;
+                self.graph.set_place(&added, place);
                 (added, image(&[("image", Some(&child.name))]))
             }
             DriverOptions::Throttle(throttle) => {
@@ -262,8 +265,9 @@ impl Opener<'_> {
                 (added, image(&[("file", Some(&child.name))]))
             }
             DriverOptions::CopyBeforeWrite(filter) => {
-                let (spec, file) = self.copy_before_write(filter).await?;
+                let (spec, file, place) = self.copy_before_write(filter).await?;
                 let added = self.add(spec, name).await?;
+                self.graph.set_place(&added, place);
                 (added, image(&[("file", Some(&file.name))]))
             }
             DriverOptions::SnapshotAccess(access) => {
@@ -293,8 +297,10 @@ impl Opener<'_> {
     async fn copy_before_write(
         &mut self,
         options: &CbwOptions<OpenNode>,
-    ) -> Result<(NodeSpec, Opened), String> {
+    ) -> Result<(NodeSpec, Opened, Place), String> {
         let file = self.open_child(options.file.clone()).await?;
+        // In QEMU it is older than its target.
+        let place = self.graph.keep_place();
         let target = self.open_child(options.target.clone()).await?;
         let bitmap = options
             .bitmap
@@ -306,7 +312,7 @@ impl Opener<'_> {
             bitmap,
             options: drivers::copy_before_write(options),
         };
-        Ok((spec, file))
+        Ok((spec, file, place))
     }
 
     /// The image first, without its backing file: its locks are taken before

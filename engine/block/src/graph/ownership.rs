@@ -9,17 +9,35 @@ use ringback_ring::Shard;
 use super::{Graph, GraphError, Kind, UserId};
 use crate::bitmap::{BitmapFlags, BitmapInfo};
 
+/// A place in the order of ages.
+#[derive(Clone, Copy, Debug)]
+pub struct Place(u64);
+
 impl Graph {
     /// Whether there is a node of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.nodes.contains_key(name)
     }
 
-    /// All nodes, oldest first: children come before their parents.
+    /// All nodes, oldest first.
     pub fn names(&self) -> impl DoubleEndedIterator<Item = &str> {
         let mut names: Vec<_> = self.nodes.iter().collect();
         names.sort_unstable_by_key(|(_, node)| node.number);
         names.into_iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Keeps a place in the order of ages for a node that is made only after
+    /// those below it.
+    pub fn keep_place(&mut self) -> Place {
+        self.next_number += 1;
+        Place(self.next_number)
+    }
+
+    /// Puts a node at a place that was kept.
+    pub fn set_place(&mut self, name: &str, place: Place) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.number = place.0;
+        }
     }
 
     /// Says whether somebody outside keeps the node, until he gives it up.
@@ -178,7 +196,7 @@ fn anonymous(granularity: u64, count: u64) -> BitmapInfo {
 }
 
 /// The nodes below, by what they are to this one.
-fn edges(kind: &Kind) -> Vec<(&'static str, &str)> {
+pub(super) fn edges(kind: &Kind) -> Vec<(&'static str, &str)> {
     match kind {
         Kind::Protocol { .. } => Vec::new(),
         Kind::Qcow2 {
