@@ -566,7 +566,7 @@ mod tests {
     #[test]
     fn limits_are_merged_and_checked_as_a_whole() {
         let group = ThrottleGroupOptions::parse("throttle-group,id=g,limits.bps-total=5").unwrap();
-        let change = |arguments: Value| group.limits.changed(arguments.as_object().unwrap());
+        let change = |arguments: Value| group.limits.changed(&arguments);
         let changed = change(json!({"iops-read": 3})).unwrap();
         assert_eq!(changed.bucket(Unit::Bytes, Direction::Total).rate, 5);
         assert_eq!(changed.bucket(Unit::Operations, Direction::Read).rate, 3);
@@ -584,7 +584,7 @@ mod tests {
                 .zip(values)
                 .map(|((key, _, _), value)| ((*key).to_owned(), Value::from(value)))
                 .collect();
-            let _ = Limits::default().changed(&arguments);
+            let _ = Limits::default().changed(&arguments.into());
         }
     }
 }
