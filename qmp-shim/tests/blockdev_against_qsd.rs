@@ -54,8 +54,6 @@ const OUR_WORDS: &[&str] = &[
     "The file name 'a\\0.img' contains a NUL character",
     "Invalid node-name: 'a\0'",
     "Parameter 'driver' does not accept value 'a\0'",
-    // QEMU quotes the first byte of a stray character, we the whole of it.
-    "JSON parse error, stray '\u{e9}'",
     // QEMU opens the file before it looks at these; we refuse before anything is opened.
     "Value '-512' is out of range for parameter 'size'",
     "Specified size is not multiple of 512",

@@ -7,6 +7,7 @@ use ringback_block::graph::{Access, UserId};
 use ringback_block::port::Attachment;
 use ringback_block::usage::Usage;
 use ringback_qmp_shim::command_error::CommandError;
+use ringback_qmp_shim::command_line::drive::Interface;
 use ringback_qmp_shim::command_line::{Device, Drive};
 use ringback_qmp_shim::event::Event;
 use serde_json::{Value, json};
@@ -14,6 +15,9 @@ use serde_json::{Value, json};
 use super::Reply;
 use super::control::Control;
 use crate::open::reason;
+
+/// Where devices are that nobody has named.
+const ANONYMOUS: &str = "/machine/peripheral-anon/";
 
 /// A hold on a node.
 struct Hold {
@@ -103,6 +107,11 @@ impl Backend {
         }
     }
 
+    fn is_anonymous(&self) -> bool {
+        let id = self.device.as_ref().and_then(|device| device.id.as_deref());
+        id.is_some_and(|id| id.starts_with(ANONYMOUS))
+    }
+
     fn is_removable(&self) -> bool {
         self.device.as_ref().is_none_or(Device::is_removable)
     }
@@ -112,6 +121,9 @@ impl Backend {
 /// part of it.
 fn qdev(device: &Device) -> String {
     let id = device.id.clone().unwrap_or_default();
+    if id.starts_with(ANONYMOUS) {
+        return format!("{id}/virtio-backend");
+    }
     if device.model.name().starts_with("virtio-blk") {
         format!("/machine/peripheral/{id}/virtio-backend")
     } else {
@@ -125,10 +137,12 @@ fn generic(text: impl Into<String>) -> CommandError {
 
 impl Control {
     pub(super) async fn add_drive(&mut self, drive: &Drive) -> Result<(), CommandError> {
-        let name = drive
-            .id
-            .clone()
-            .ok_or_else(|| generic("a drive needs an id here"))?;
+        let device = self.device_of_drive(drive)?;
+        let name = match &drive.id {
+            Some(id) => id.clone(),
+            None if device.is_some() => format!("virtio{}", self.backends.len()),
+            None => return Err(generic("a drive without a device needs an id")),
+        };
         if self.backends.iter().any(|backend| backend.name == name) {
             return Err(generic(format!("Duplicate ID '{name}' for drive")));
         }
@@ -148,7 +162,7 @@ impl Control {
             Some(node) => Some(self.open(node).await?),
             None => None,
         };
-        let mut backend = Backend::new(&name, None);
+        let mut backend = Backend::new(&name, device.as_ref());
         if let Some(node) = node {
             match self.hold(&backend, &node).await {
                 Ok(hold) => backend.hold = Some(hold),
@@ -162,7 +176,24 @@ impl Control {
         Ok(())
     }
 
-    /// Lets a backend use a node: to write, where the node can be written.
+    /// The device that a drive brings along, which nobody has named.
+    fn device_of_drive(&self, drive: &Drive) -> Result<Option<Device>, CommandError> {
+        if matches!(drive.interface, Interface::None | Interface::Default) {
+            return Ok(None);
+        }
+        let anonymous = self
+            .backends
+            .iter()
+            .filter(|backend| backend.is_anonymous());
+        let mut warnings = Vec::new();
+        let mut device = Device::parse("virtio-blk", &mut warnings)
+            .map_err(|error| generic(error.to_string()))?;
+        device.id = Some(format!("{ANONYMOUS}device[{}]", anonymous.count()));
+        Ok(Some(device))
+    }
+
+    /// Lets a backend use a node. Only what a device is in front of writes, where
+    /// the node can be written.
     async fn hold(&mut self, backend: &Backend, node: &str) -> Result<Hold, CommandError> {
         let is_read_only = self
             .nodes
@@ -170,7 +201,7 @@ impl Control {
             .is_some_and(|opened| opened.settings.read_only);
         let access = Access {
             read: true,
-            write: !is_read_only,
+            write: backend.device.is_some() && !is_read_only,
             alone_writing: backend
                 .device
                 .as_ref()
@@ -222,7 +253,7 @@ impl Control {
                 )));
             }
             backend.device = Some(device.clone());
-            return Ok(());
+            return self.take_hold_anew(drive).await;
         }
         if !self.graph.contains(drive) {
             return Err(generic(format!(
@@ -234,6 +265,34 @@ impl Control {
         backend.hold = Some(self.hold(&backend, drive).await?);
         self.backends.push(backend);
         Ok(())
+    }
+
+    /// A drive has got a device, or lost it: it does something else with its node.
+    async fn take_hold_anew(&mut self, drive: &str) -> Result<(), CommandError> {
+        let found = self
+            .backends
+            .iter()
+            .position(|backend| backend.name == drive);
+        let Some(index) = found else {
+            return Ok(());
+        };
+        let mut backend = self.backends.remove(index);
+        let mut result = Ok(());
+        if let Some(old) = backend.hold.take()
+            && let Some(node) = self.graph.node_of(old.user).map(str::to_owned)
+        {
+            self.graph.detach(old.user).await;
+            match self.hold(&backend, &node).await {
+                Ok(hold) => backend.hold = Some(hold),
+                Err(error) => {
+                    backend.device = None;
+                    backend.hold = self.hold(&backend, &node).await.ok();
+                    result = Err(error);
+                }
+            }
+        }
+        self.backends.insert(index, backend);
+        result
     }
 
     pub(super) async fn device_del(&mut self, id: &str) -> Reply {
@@ -302,7 +361,11 @@ impl Control {
                 .iter()
                 .find(|backend| !name.is_empty() && backend.name == name)
         };
-        let hold = backend?.hold.as_ref()?;
+        // A drive alone holds no right to write: see `hold`.
+        let hold = backend
+            .filter(|backend| backend.device.is_some())?
+            .hold
+            .as_ref()?;
         let node = self.graph.node_of(hold.user)?.to_owned();
         Some((node, hold.attachment.clone()))
     }

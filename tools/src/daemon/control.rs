@@ -56,6 +56,8 @@ pub(super) struct Control {
     pub(super) monitor_shell: io::monitor::Monitor,
     pub(super) lodgers: Vec<Lodger>,
     pub(super) objects: Objects,
+    /// Images that were opened for a job.
+    pub(super) job_targets: Vec<String>,
     pub(super) chardevs: Vec<String>,
     address: Address,
     monitors: BTreeMap<String, Monitor>,
@@ -82,6 +84,7 @@ impl Control {
             monitor_shell: io::monitor::Monitor::new(shard),
             lodgers: Vec::new(),
             objects: Objects::default(),
+            job_targets: Vec::new(),
             chardevs: Vec::new(),
             address,
             monitors: BTreeMap::new(),
@@ -258,6 +261,7 @@ impl Control {
         self.jobs.step(&self.shard, &mut self.graph).await;
         self.tell_job_events();
         self.part_from_lodgers().await;
+        self.part_from_job_targets().await;
         self.forget_gone_nodes();
     }
 

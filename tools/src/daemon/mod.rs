@@ -99,7 +99,9 @@ impl Control {
             Command::XBlockdevSetIothread(asked) => self.set_iothread(&asked),
 
             Command::BlockdevBackup(backup) => self.blockdev_backup(&backup).await,
-            Command::BlockdevSnapshot(snapshot) => self.blockdev_snapshot(snapshot).await,
+            Command::DriveBackup(backup) => self.drive_backup(&backup).await,
+            Command::BlockdevSnapshot(snapshot) => self.blockdev_snapshot(&snapshot).await,
+            Command::BlockdevSnapshotSync(snapshot) => self.blockdev_snapshot_sync(&snapshot).await,
             Command::Transaction(transaction) => {
                 let properties = transaction.properties;
                 let mode = properties.and_then(|properties| properties.completion_mode);
@@ -151,23 +153,21 @@ impl Control {
 
             Command::BlockDirtyBitmapAdd(add) => {
                 self.find_node(Some(&add.node), Some(&add.node))?;
-                self.change_bitmap(&Change::Add(add)).await
+                self.change_bitmap(Change::Add(add)).await
             }
             Command::BlockDirtyBitmapRemove(bitmap) => {
-                self.change_bitmap(&Change::Remove(bitmap)).await
+                self.change_bitmap(Change::Remove(bitmap)).await
             }
             Command::BlockDirtyBitmapClear(bitmap) => {
-                self.change_bitmap(&Change::Clear(bitmap)).await
+                self.change_bitmap(Change::Clear(bitmap)).await
             }
             Command::BlockDirtyBitmapEnable(bitmap) => {
-                self.change_bitmap(&Change::Enable(bitmap)).await
+                self.change_bitmap(Change::Enable(bitmap)).await
             }
             Command::BlockDirtyBitmapDisable(bitmap) => {
-                self.change_bitmap(&Change::Disable(bitmap)).await
+                self.change_bitmap(Change::Disable(bitmap)).await
             }
-            Command::BlockDirtyBitmapMerge(merge) => {
-                self.change_bitmap(&Change::Merge(merge)).await
-            }
+            Command::BlockDirtyBitmapMerge(merge) => self.change_bitmap(Change::Merge(merge)).await,
             Command::XDebugBlockDirtyBitmapSha256(bitmap) => self.bitmap_sha256(&bitmap),
 
             other => Err(machine::not_built(other.name())),

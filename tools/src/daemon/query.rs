@@ -73,6 +73,11 @@ impl Control {
         Ok(json!({}))
     }
 
+    /// The backing file's node, if there is one.
+    pub(super) fn backing_of(&self, name: &str) -> Option<&str> {
+        self.child(name, &["backing"])
+    }
+
     fn child(&self, name: &str, edges: &[&str]) -> Option<&str> {
         let children = self.graph.children(name).into_iter();
         let mut found = children.filter(|(edge, _)| edges.contains(edge));

@@ -8,6 +8,7 @@
 mod create;
 mod describe;
 mod drivers;
+mod image;
 mod overlay;
 mod probe;
 
@@ -27,6 +28,7 @@ use ringback_ring::Shard;
 pub(crate) use create::{create_file, preallocation, qcow2_create_options};
 pub(crate) use describe::{describe, describe_qcow2};
 pub(crate) use drivers::{cbw_timeout_ns, limits, on_cbw_error, reason};
+pub(crate) use image::{NewImage, check_format, make_image};
 pub(crate) use overlay::overlay;
 pub(crate) use probe::{HEAD_BYTES, format as probed_format};
 

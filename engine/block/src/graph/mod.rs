@@ -68,7 +68,7 @@ pub use images::Qcow2Spec;
 pub use insertion::{BitmapEnd, Inserted, Insertion, Scope};
 pub use ownership::Place;
 pub use permissions::Access;
-use permissions::ChildClaim;
+use permissions::{ChildClaim, Role};
 pub use transaction::{MergeFrom, Transaction};
 
 /// How to make a node.
@@ -575,7 +575,7 @@ impl Graph {
         let is_target = self.nodes.values().any(|node| {
             matches!(&node.kind, Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, name))
         });
-        if is_target || self.is_under_format(name) {
+        if is_target || self.is_file_of_format(name) {
             // What a filter saves, and what a format reads and writes, goes along
             // a path made when it was put in.
             return Err(GraphError::InUse(name.into()));
@@ -667,6 +667,13 @@ impl Graph {
     fn is_under_format(&self, name: &str) -> bool {
         let mut claims = self.nodes.values().flat_map(|node| &node.claims);
         claims.any(|claim| self.passes_through(&claim.child, name))
+    }
+
+    /// Whether a format that was opened on it writes to a node.
+    fn is_file_of_format(&self, name: &str) -> bool {
+        let claims = self.nodes.values().flat_map(|node| &node.claims);
+        let mut files = claims.filter(|claim| claim.role != Role::Backing);
+        files.any(|claim| self.passes_through(&claim.child, name))
     }
 
     /// Users whose requests pass through a node.

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use super::hidden;
 use crate::command_line::error::{ArgumentError, Result};
 use crate::error::OptionError;
 use crate::visit::{Reader, words};
@@ -31,7 +30,7 @@ pub struct Secret(pub Vec<u8>);
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        hidden(f)
+        f.write_str("***")
     }
 }
 

@@ -392,7 +392,7 @@ fn a_request_beside_is_told_when_it_ends() {
         let directory = scratch();
         let desk = Desk::open(&shard, &raw(directory.path())).await;
         let writing = desk.begin("aio_write -P 7 0 4k").await;
-        desk.monitor.drain().await;
+        writing.requests.drain().await;
         assert!(writing.requests.is_idle());
         let said = desk.out.take();
         assert_eq!(first(&said), "wrote 4096/4096 bytes at offset 0");
