@@ -322,7 +322,7 @@ impl Control {
     }
 
     /// By id, or by the path of the device or of its inner part.
-    pub(super) fn find_device(&self, name: &str) -> Option<usize> {
+    fn find_device(&self, name: &str) -> Option<usize> {
         let name = name.strip_prefix("/machine/peripheral/").unwrap_or(name);
         let name = name.strip_suffix("/virtio-backend").unwrap_or(name);
         self.backends.iter().position(|backend| {

@@ -46,8 +46,7 @@ enum Object {
 /// A name for a shard.
 pub(super) struct Iothread {
     options: IothreadOptions,
-    /// Which one.
-    pub(super) shard: usize,
+    /// Of the shard.
     thread_id: i32,
 }
 
@@ -138,11 +137,7 @@ impl Control {
         let shard = (self.objects.iothreads().count() + 1) % set.count();
         let thread = set.spawn_on(shard, |_| async { nix::unistd::gettid().as_raw() });
         let thread_id = thread.await.map_err(|gone| generic(gone.to_string()))?;
-        Ok(Iothread {
-            options,
-            shard,
-            thread_id,
-        })
+        Ok(Iothread { options, thread_id })
     }
 
     async fn make_secret(&self, options: &SecretOptions) -> Result<Secret, CommandError> {

@@ -238,6 +238,8 @@ impl Look<'_> {
         let control = self.control;
         match control.nodes.get(name)?.driver {
             "null-co" => Some(0),
+            // QEMU takes it for a protocol which cannot tell.
+            "blkdebug" => None,
             "file" | "host_device" => control.graph.file(name).and_then(allocated_bytes),
             _ => {
                 let children = control.graph.children(name).into_iter();

@@ -24,6 +24,7 @@ use ringback_qmp_shim::blockdev::{
 };
 use ringback_qmp_shim::open::{BackingHeader, DriverNode, ImageName, OpenNode};
 use ringback_ring::Shard;
+use serde_json::Map;
 
 pub(crate) use create::{create_file, preallocation, qcow2_create_options};
 pub(crate) use describe::{describe, describe_qcow2};
@@ -339,6 +340,8 @@ impl Opener<'_> {
             .qcow2_header(self.shard, &file.node, mode)
             .await
             .map_err(|error| error.to_string())?;
+        // In QEMU it is older than its data file.
+        let place = self.graph.keep_place();
         let data_file = match &options.data_file {
             Some(child) => Some(self.open_child(child.clone()).await?.node),
             None if header.has_data_file() => {
@@ -362,6 +365,7 @@ impl Opener<'_> {
         let added = self
             .add(NodeSpec::Qcow2(spec), node.common.node_name.as_deref())
             .await?;
+        self.graph.set_place(&added, place);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let backing_file = header.backing_file.as_deref().map(text).unwrap_or_default();
         let backing_header = BackingHeader {
@@ -406,7 +410,24 @@ impl Opener<'_> {
         let name = name.ok_or("'data-file' is required for this image")?;
         let name = String::from_utf8_lossy(name);
         let path = name.strip_prefix("file:").unwrap_or(&name);
-        self.add(drivers::file_at(path, &node.settings), None).await
+        let added = self
+            .add(drivers::file_at(path, &node.settings), None)
+            .await?;
+        let mut given = Map::new();
+        given.insert("filename".to_owned(), path.into());
+        let opened = Opened {
+            node: added.clone(),
+            driver: "file",
+            name: ImageName::new("file", &given, &[]),
+            was_probed: false,
+            settings: Settings {
+                detect_zeroes: DetectZeroes::Off,
+                ..node.settings
+            },
+            header: None,
+        };
+        self.known.insert(added.clone(), opened);
+        Ok(added)
     }
 }
 

@@ -146,8 +146,8 @@ impl Graph {
     }
 
     /// The bitmaps that queries show of a node, newest first. A filter shows what
-    /// can be read from its snapshot and what has been overwritten; what it has
-    /// still to save is shown at the node below, as its youngest bitmap.
+    /// can be read from its snapshot, what has been overwritten, and what it has
+    /// still to save.
     ///
     /// # Errors
     ///
@@ -155,16 +155,10 @@ impl Graph {
     pub fn shown_bitmaps(&self, name: &str) -> Result<Vec<BitmapInfo>, GraphError> {
         let node = self.node(name)?;
         let mut shown = Vec::new();
-        for (_, above) in &self.nodes {
-            if let Kind::CopyBeforeWrite { filter, file, .. } = &above.kind
-                && file == name
-            {
-                shown.push(anonymous(filter.cluster_size(), filter.counts().copy));
-            }
-        }
         if let Kind::CopyBeforeWrite { filter, .. } = &node.kind {
             let (unit, counts) = (filter.cluster_size(), filter.counts());
-            shown.extend([anonymous(unit, counts.access), anonymous(unit, counts.done)]);
+            let three = [counts.access, counts.done, counts.copy];
+            shown.extend(three.map(|count| anonymous(unit, count)));
         }
         shown.extend(node.bitmaps.list());
         Ok(shown)

@@ -16,8 +16,7 @@ enum Place {
     Container(&'static str),
     Object(String),
     Chardev,
-    /// Of a device, by its index.
-    Device(usize),
+    Device,
 }
 
 const ROOT: &str = "/";
@@ -92,7 +91,8 @@ impl Control {
         let containers = [ROOT, OBJECTS, CHARDEVS, MACHINE, PERIPHERAL];
         let mut containers = containers.into_iter();
         let is_here = |container: &&str| {
-            **container == absolute || (**container != ROOT && container[1..] == absolute)
+            let relative = container.trim_start_matches('/');
+            *container == absolute || (!relative.is_empty() && relative == absolute)
         };
         if let Some(container) = containers.find(is_here) {
             return Ok(Place::Container(container));
@@ -104,8 +104,8 @@ impl Control {
         if let Some(id) = id_in(OBJECTS).filter(|id| self.objects.get(id).is_some()) {
             return Ok(Place::Object(id.to_owned()));
         }
-        if let Some(index) = self.find_device(&absolute) {
-            return Ok(Place::Device(index));
+        if self.has_device(&absolute) {
+            return Ok(Place::Device);
         }
         let is_chardev = |id: &&str| self.chardevs.iter().any(|known| known == id);
         if id_in(CHARDEVS).filter(is_chardev).is_some() {
@@ -152,7 +152,7 @@ impl Control {
                     .collect()
             }),
             Place::Chardev => Vec::new(),
-            Place::Device(_) => vec![("drive".to_owned(), "str".to_owned())],
+            Place::Device => vec![("drive".to_owned(), "str".to_owned())],
         };
         let own = ("type".to_owned(), "string".to_owned());
         let all = std::iter::once(own).chain(properties);
@@ -163,7 +163,7 @@ impl Control {
 
     pub(in crate::daemon) fn qom_get(&self, path: &str, property: &str) -> Reply {
         let (kind, value) = match self.find_place(path)? {
-            Place::Device(_) => return self.device_get(path, property),
+            Place::Device => return self.device_get(path, property),
             Place::Chardev => ("chardev", None),
             Place::Container(container) => {
                 let names = self.names_in(container);
@@ -195,7 +195,7 @@ impl Control {
         value: &Value,
     ) -> Reply {
         match self.find_place(path)? {
-            Place::Device(_) => self.device_set(path, property, value).await,
+            Place::Device => self.device_set(path, property, value).await,
             Place::Object(id) => self.set_property(&id, property, value),
             Place::Chardev if property == "type" => Err(not_writable("chardev", property)),
             Place::Chardev => Err(no_property("chardev", property)),
@@ -390,7 +390,6 @@ mod tests {
     fn numbers_of_a_thread_are_checked_together() {
         let mut thread = Iothread {
             options: ringback_qmp_shim::command_line::object::IothreadOptions::default(),
-            shard: 0,
             thread_id: 1,
         };
         thread.set("poll-max-ns", &json!(4)).expect("a good number");
