@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Program {
+pub(crate) enum Program {
     /// `ringback daemon`.
     Ringback,
     /// `qemu-storage-daemon`.
@@ -20,16 +20,16 @@ pub enum Program {
 }
 
 /// A daemon that is asked things; it ends when dropped.
-pub struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
     reader: BufReader<UnixStream>,
     /// Events that came before answers.
-    pub events: Vec<Value>,
+    pub(crate) events: Vec<Value>,
 }
 
 impl Daemon {
     /// Starts one in a directory.
-    pub fn start(program: Program, directory: &Path, words: &[&str]) -> Self {
+    pub(crate) fn start(program: Program, directory: &Path, words: &[&str]) -> Self {
         let mut command = match program {
             Program::Ringback => {
                 let mut command = Command::new(ringback());
@@ -71,7 +71,7 @@ impl Daemon {
     }
 
     /// Sends a command; answers what is returned, or the error with its class.
-    pub fn say(&mut self, command: &str, arguments: &Value) -> Value {
+    pub(crate) fn say(&mut self, command: &str, arguments: &Value) -> Value {
         let request = json!({ "execute": command, "arguments": arguments });
         let request = format!("{request}\n");
         let stream = self.reader.get_mut();
@@ -90,7 +90,7 @@ impl Daemon {
 
     /// Sends a command that must be followed.
     #[track_caller]
-    pub fn ask(&mut self, command: &str, arguments: &Value) -> Value {
+    pub(crate) fn ask(&mut self, command: &str, arguments: &Value) -> Value {
         let answer = self.say(command, arguments);
         assert!(
             answer.get("error").is_none(),
@@ -101,7 +101,7 @@ impl Daemon {
 
     /// A command for people.
     #[track_caller]
-    pub fn human(&mut self, line: &str) -> String {
+    pub(crate) fn human(&mut self, line: &str) -> String {
         let arguments = json!({ "command-line": line });
         let answer = self.ask("human-monitor-command", &arguments);
         answer.as_str().expect("a text").to_owned()
@@ -109,7 +109,7 @@ impl Daemon {
 
     /// Asks until the answer is as wanted.
     #[track_caller]
-    pub fn ask_until(&mut self, command: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn ask_until(&mut self, command: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {
         let end = Instant::now() + LIMIT;
         loop {
             let answer = self.ask(command, &json!({}));

@@ -195,3 +195,135 @@ impl Graph {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ringback_ring::sim::Sim;
+
+    use super::*;
+    use crate::filter::copy_before_write;
+    use crate::graph::NodeSpec;
+    use crate::usage::{Histogram, Operation};
+
+    const SIZE: u64 = 1 << 20;
+
+    async fn add_null(graph: &mut Graph, shard: &ringback_ring::Shard, name: &str) {
+        let null = NodeSpec::Null {
+            size: SIZE,
+            latency_ns: 1000,
+            read_zeroes: true,
+        };
+        graph.add(shard, name, null).await.expect("a disk");
+    }
+
+    fn of<'a>(edges: &'a [Edge<'_>], parent: Parent<'_>, name: &str) -> &'a Edge<'a> {
+        let mut edges = edges.iter();
+        let found = edges.find(|edge| edge.parent == parent && edge.name == name);
+        found.expect("there is such an edge")
+    }
+
+    #[test]
+    fn plain_filters_pass_on_what_is_above_them() {
+        use Permission::{ConsistentRead, Resize, Write, WriteUnchanged};
+        let mut sim = Sim::new(1, 1);
+        let answer = sim.shards().spawn_on(0, |shard| async move {
+            let mut graph = Graph::new();
+            for name in ["disk", "target"] {
+                add_null(&mut graph, &shard, name).await;
+            }
+            let window = NodeSpec::Raw {
+                file: "disk".into(),
+                offset: 512,
+                size: None,
+            };
+            graph.add(&shard, "window", window).await.expect("a window");
+            let cbw = NodeSpec::CopyBeforeWrite {
+                file: "disk".into(),
+                target: "target".into(),
+                bitmap: None,
+                options: copy_before_write::Options::default(),
+            };
+            graph.add(&shard, "cbw", cbw).await.expect("a filter");
+            let edges = graph.edges();
+            let idle = of(&edges, Parent::Node("cbw"), "file");
+            assert_eq!(
+                (&idle.taken[..], &idle.shared[..]),
+                (&[][..], &Permission::ALL[..])
+            );
+            let target = of(&edges, Parent::Node("cbw"), "target");
+            assert_eq!(target.taken, [ConsistentRead, Write]);
+            assert_eq!(target.shared, [ConsistentRead, WriteUnchanged]);
+            let window = of(&edges, Parent::Node("window"), "file");
+            assert_eq!(window.shared, [ConsistentRead, Write, WriteUnchanged]);
+
+            let access = Access {
+                write: true,
+                ..Access::default()
+            };
+            let (user, _) = graph
+                .attach(&shard, "cbw", "guest", access)
+                .await
+                .expect("it fits");
+            let edges = graph.edges();
+            let root = of(&edges, Parent::User(user), "root");
+            assert_eq!((root.child, &root.taken[..]), ("cbw", &[Write][..]));
+            assert!(root.shared.contains(&Resize));
+            let used = of(&edges, Parent::Node("cbw"), "file");
+            assert_eq!(used.taken, [ConsistentRead, Write]);
+            assert_eq!(used.shared, [ConsistentRead, WriteUnchanged]);
+        });
+        sim.run(&answer).expect("it ends");
+    }
+
+    #[test]
+    fn what_is_done_is_counted_on_every_shard() {
+        let mut sim = Sim::new(2, 2);
+        let answer = sim.shards().spawn_on(0, |shard| async move {
+            let mut graph = Graph::new();
+            add_null(&mut graph, &shard, "disk").await;
+            let access = Access {
+                read: true,
+                write: true,
+                ..Access::default()
+            };
+            let attached = graph.attach(&shard, "disk", "guest", access).await;
+            let (user, attachment) = attached.expect("it is free");
+            let histogram = Histogram::new(&[1000]).expect("it rises");
+            attachment
+                .set_histogram(Operation::Write, Some(&histogram))
+                .await;
+            let guest = attachment.clone();
+            shard
+                .set()
+                .on_each(move |shard| {
+                    let port = guest.port(&shard);
+                    async move {
+                        let end = 4096 * (shard.index() as u64 + 1);
+                        let write = port.start_request(&shard, Operation::Write, 512);
+                        let buf = shard.buffer(512).await;
+                        let (result, _) = port.write(&shard, end - 512, buf, 0..512).await;
+                        port.end_request(&shard, write, result.is_ok());
+                        port.refuse_request(&shard, Operation::Read);
+                    }
+                })
+                .await;
+            let usage = attachment.usage().await;
+            let written = usage.counter(Operation::Write);
+            assert_eq!((written.operations, written.bytes), (2, 1024));
+            assert!(written.total_time_ns >= 2000);
+            assert_eq!(usage.counter(Operation::Read).invalid, 2);
+            let bins = usage.histogram(Operation::Write).map(Histogram::bins);
+            assert_eq!(bins, Some(&[0, 2][..]));
+            let traffic = graph.traffic("disk").expect("it is there");
+            assert_eq!(traffic.highest_write_end(), 8192);
+
+            // Another attachment goes on from there, and counts nothing twice.
+            graph.detach(user).await;
+            let attached = graph.attach(&shard, "disk", "guest", access).await;
+            let (_, next) = attached.expect("it is free");
+            next.continue_usage(&shard, &usage).await;
+            assert_eq!(next.usage().await, usage);
+        });
+        sim.run(&answer).expect("it ends");
+    }
+}
