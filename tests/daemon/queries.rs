@@ -167,7 +167,20 @@ fn plain(name: &str) -> String {
         return name.to_owned();
     };
     let options: Value = serde_json::from_str(options).expect("options");
-    format!("json:{options}")
+    format!("json:{}", in_order(&options))
+}
+
+/// The same with sorted members.
+fn in_order(value: &Value) -> Value {
+    let Some(members) = value.as_object() else {
+        return value.clone();
+    };
+    let mut members: Vec<_> = members.iter().collect();
+    members.sort_by_key(|(name, _)| *name);
+    let sorted = members.into_iter();
+    sorted
+        .map(|(name, member)| (name.clone(), in_order(member)))
+        .collect()
 }
 
 /// What nobody can count on is made equal: generated names, what a file system
