@@ -314,8 +314,11 @@ impl Limits {
     /// # Errors
     ///
     /// See [`OptionError`].
-    pub fn changed(&self, arguments: &Map<String, Value>) -> Result<Self> {
-        let mut reader = Reader::new(arguments, Leaves::Typed);
+    pub fn changed(&self, value: &Value) -> Result<Self> {
+        let mut arguments = Map::new();
+        arguments.insert("limits".to_owned(), value.clone());
+        let mut whole = Reader::new(&arguments, Leaves::Typed);
+        let mut reader = whole.required("limits", Reader::object)?;
         let mut limits = *self;
         let mut given = [None; KEYS.len()];
         for ((key, _, _), given) in KEYS.iter().zip(&mut given) {
@@ -562,7 +565,7 @@ mod tests {
     #[test]
     fn limits_are_merged_and_checked_as_a_whole() {
         let group = ThrottleGroupOptions::parse("throttle-group,id=g,limits.bps-total=5").unwrap();
-        let change = |arguments: Value| group.limits.changed(arguments.as_object().unwrap());
+        let change = |arguments: Value| group.limits.changed(&arguments);
         let changed = change(json!({"iops-read": 3})).unwrap();
         assert_eq!(changed.bucket(Unit::Bytes, Direction::Total).rate, 5);
         assert_eq!(changed.bucket(Unit::Operations, Direction::Read).rate, 3);
@@ -580,7 +583,7 @@ mod tests {
                 .zip(values)
                 .map(|((key, _, _), value)| ((*key).to_owned(), Value::from(value)))
                 .collect();
-            let _ = Limits::default().changed(&arguments);
+            let _ = Limits::default().changed(&arguments.into());
         }
     }
 }

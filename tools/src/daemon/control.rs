@@ -17,6 +17,7 @@ use super::backends::Backend;
 use super::chardev::Writer;
 use super::human::Lodger;
 use super::inbox::{Address, Inbox, Message};
+use super::objects::Objects;
 use crate::io;
 use crate::open::Opened;
 
@@ -54,9 +55,10 @@ pub(super) struct Control {
     /// Runs `qemu-io` commands.
     pub(super) monitor_shell: io::monitor::Monitor,
     pub(super) lodgers: Vec<Lodger>,
+    pub(super) objects: Objects,
     /// Images that were opened for a job.
     pub(super) job_targets: Vec<String>,
-    chardevs: Vec<String>,
+    pub(super) chardevs: Vec<String>,
     address: Address,
     monitors: BTreeMap<String, Monitor>,
     /// The monitor and the request that ended the process.
@@ -81,6 +83,7 @@ impl Control {
             controllers: Vec::new(),
             monitor_shell: io::monitor::Monitor::new(shard),
             lodgers: Vec::new(),
+            objects: Objects::default(),
             job_targets: Vec::new(),
             chardevs: Vec::new(),
             address,
@@ -142,6 +145,21 @@ impl Control {
                     offset: span.map(|span| span.offset.cast_signed()),
                     size: span.map(|span| span.len.cast_signed()),
                     fatal,
+                };
+                address.send(Message::Event {
+                    name: event.name(),
+                    data: event.data().unwrap_or_default(),
+                });
+            }
+            Notice::WriteThreshold {
+                node,
+                threshold,
+                exceeded,
+            } => {
+                let event = Event::BlockWriteThreshold {
+                    node_name: node,
+                    amount_exceeded: exceeded,
+                    write_threshold: threshold,
                 };
                 address.send(Message::Event {
                     name: event.name(),

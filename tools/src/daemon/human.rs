@@ -73,7 +73,11 @@ impl Control {
                 command,
             }) => self.qemu_io(by_device, &name, &command).await,
             Ok(Line::InfoBlockJobs) => self.info_block_jobs(),
-            Ok(Line::InfoBlock { .. }) => reply("ringback does not implement 'info block'"),
+            Ok(Line::InfoBlock {
+                nodes,
+                verbose,
+                name,
+            }) => self.info_block(nodes, verbose, name.as_deref()).await,
             Ok(Line::BlockResize { name, size }) => self.resize_by_name(&name, size).await,
             Ok(Line::Commit { .. }) => reply("ringback does not implement 'commit'"),
         };

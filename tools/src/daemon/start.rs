@@ -271,7 +271,7 @@ async fn make(control: &mut Control, placed: &Placed) -> Result<(), String> {
             monitor.check_mode().map_err(|error| error.to_string())?;
             return control.add_monitor(&monitor.chardev, monitor.pretty);
         }
-        Opt::Object(object) => control.add_object(object),
+        Opt::Object(object) => control.add_object(object).await,
         Opt::NbdServer(_) => return Err("ringback has no NBD server yet".into()),
         Opt::Export(_) => return Err("ringback has no exports yet".into()),
         Opt::Drive(drive) => control.add_drive(drive).await,

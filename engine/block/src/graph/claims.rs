@@ -49,13 +49,7 @@ impl Graph {
                 Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, bottom) => {
                     // While the filter stands, the target is its own.
                     let label = format!("node '{name}' (uses node '{target}' as 'target' child)");
-                    let access = Access {
-                        read: true,
-                        write: true,
-                        alone_writing: true,
-                        resize: false,
-                    };
-                    Some(Claim::of_user(target, &label, access))
+                    Some(Claim::of_user(target, &label, Access::OF_TARGET))
                 }
                 Kind::BlkDebug { filter, image } if self.passes_through(image, bottom) => {
                     let options = filter.options();
@@ -126,7 +120,7 @@ impl Graph {
 
     /// Whether nothing depends on a filter yet: neither requests nor a snapshot
     /// go through it.
-    fn is_idle_filter(&self, name: &str, kind: &Kind) -> bool {
+    pub(super) fn is_idle_filter(&self, name: &str, kind: &Kind) -> bool {
         let is_exclusive = matches!(
             kind,
             Kind::CopyBeforeWrite {

@@ -137,7 +137,7 @@ impl Graph {
     ) -> Result<(String, Arc<CopyBeforeWrite>), GraphError> {
         let name = match insertion.node_name {
             Some(name) => name.to_owned(),
-            None => self.make_name(),
+            None => self.make_name(shard),
         };
         let frozen = match insertion.bitmap {
             Some(name) => Some(self.freeze(insertion.file, name)?),

@@ -12,6 +12,7 @@
 //! | `transaction` | several changes at one instant |
 //! | `resolve` | from a node to its path |
 //! | `claims`, `permissions` | who may do what beside whom |
+//! | `edges` | the same, as questions about the graph see it |
 //!
 //! # Permissions
 //!
@@ -29,6 +30,7 @@
 
 mod bitmaps;
 mod claims;
+mod edges;
 mod error;
 mod filters;
 mod images;
@@ -58,10 +60,13 @@ use crate::protocol::{FileProtocol, NullProtocol, Protocol};
 use crate::request::Preallocation;
 use crate::span::Span;
 use crate::storage::Storage;
+use crate::traffic::Traffic;
 pub use bitmaps::BitmapSpec;
+pub use edges::{Edge, Parent};
 pub use error::GraphError;
 pub use images::Qcow2Spec;
 pub use insertion::{BitmapEnd, Inserted, Insertion, Scope};
+pub use ownership::Place;
 pub use permissions::Access;
 use permissions::{ChildClaim, Role};
 pub use transaction::{MergeFrom, Transaction};
@@ -189,6 +194,8 @@ struct Node {
     is_owned: bool,
     kind: Kind,
     bitmaps: NodeBitmaps,
+    /// Of a node that is no protocol.
+    traffic: Arc<Traffic>,
     /// What it does with its children by itself, whoever uses it.
     claims: Vec<ChildClaim>,
 }
@@ -270,15 +277,18 @@ impl Graph {
         shard: &Shard,
         spec: NodeSpec,
     ) -> Result<String, GraphError> {
-        let name = self.make_name();
+        let name = self.make_name(shard);
         self.add_checked(shard, &name, spec).await?;
         Ok(name)
     }
 
-    /// A name that nobody can have given.
-    fn make_name(&mut self) -> String {
+    /// A name that nobody can have given: a counter, and two digits so that
+    /// nobody counts on it.
+    fn make_name(&mut self, shard: &Shard) -> String {
+        let number = self.next_name;
         self.next_name += 1;
-        format!("#block{:03}", self.next_name)
+        let digits = scramble(shard.now_ns() ^ number) % 100;
+        format!("#block{number}{digits:02}")
     }
 
     async fn add_checked(
@@ -348,6 +358,7 @@ impl Graph {
             is_owned: false,
             kind,
             bitmaps,
+            traffic: Arc::new(Traffic::new(shard.set().count())),
             claims: Vec::new(),
         };
         self.nodes.insert(name.into(), node);
@@ -720,6 +731,13 @@ impl Graph {
             user.attachment.resume(Some(path)).await;
         }
     }
+}
+
+/// Spreads a number over all bits (the finaliser of splitmix64).
+fn scramble(mut number: u64) -> u64 {
+    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
 }
 
 /// As names of nodes and groups have to be.

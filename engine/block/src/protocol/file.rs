@@ -157,6 +157,11 @@ impl FileProtocol {
         Ok(())
     }
 
+    /// Whether discards reach the file.
+    pub(crate) fn discards(&self) -> bool {
+        self.discard
+    }
+
     pub(crate) fn request_alignment(&self) -> u64 {
         self.file.geometry().request_alignment.into()
     }

@@ -80,6 +80,14 @@ impl Protocol {
         }
     }
 
+    /// Whether discards go any further.
+    pub(crate) fn discards(&self) -> bool {
+        match self {
+            Self::File(file) => file.discards(),
+            Self::Null(_) => false,
+        }
+    }
+
     /// Makes acknowledged writes durable.
     pub(crate) async fn flush(&self, shard: &Shard) -> IoResult<()> {
         match self {

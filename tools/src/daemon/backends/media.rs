@@ -150,7 +150,10 @@ impl Control {
 
     async fn take_medium(&mut self, index: usize) -> Result<(), CommandError> {
         match self.backends[index].hold.take() {
-            Some(hold) => self.let_go(hold).await,
+            Some(hold) => {
+                self.backends[index].past = hold.attachment.usage().await;
+                self.let_go(hold).await
+            }
             None => Ok(()),
         }
     }
