@@ -385,6 +385,22 @@ impl Path {
         }
     }
 
+    /// See [`Child::grow_ahead`]. No bytes change, so no layer hears of it; what
+    /// is not a file takes no hint.
+    pub(crate) async fn grow_ahead(&self, shard: &Shard, end: u64) {
+        if let Base::Storage(storage) = &self.base {
+            storage.grow_ahead(shard, end).await;
+        }
+    }
+
+    /// See [`Child::cut_ahead`].
+    pub(crate) async fn cut_ahead(&self, shard: &Shard) -> IoResult<()> {
+        match &self.base {
+            Base::Storage(storage) => storage.cut_ahead(shard).await,
+            _ => Ok(()),
+        }
+    }
+
     /// Reads a machine's state, which a format can keep behind the end of its
     /// disk: what was saved, and zeroes elsewhere. EOPNOTSUPP if nothing here
     /// can keep one.

@@ -283,6 +283,16 @@ impl Storage {
         Ok(())
     }
 
+    /// See [`Protocol::grow_ahead`].
+    pub(crate) async fn grow_ahead(&self, shard: &Shard, end: u64) {
+        self.protocol.grow_ahead(shard, end).await;
+    }
+
+    /// See [`Protocol::cut_ahead`].
+    pub(crate) async fn cut_ahead(&self, shard: &Shard) -> IoResult<()> {
+        self.protocol.cut_ahead(shard).await
+    }
+
     async fn fill_with_zeroes(&self, shard: &Shard, span: Span) -> IoResult<()> {
         for part in head_body_tail(span, self.unit) {
             if part.is_aligned(self.unit) {

@@ -3,6 +3,8 @@
 //! them; what counts is that they have names, hold nodes, and can be moved from
 //! one node to another.
 
+mod media;
+
 use ringback_block::graph::{Access, UserId};
 use ringback_block::port::Attachment;
 use ringback_block::usage::Usage;
@@ -281,6 +283,7 @@ impl Control {
         if let Some(old) = backend.hold.take()
             && let Some(node) = self.graph.node_of(old.user).map(str::to_owned)
         {
+            backend.past = old.attachment.usage().await;
             self.graph.detach(old.user).await;
             match self.hold(&backend, &node).await {
                 Ok(hold) => backend.hold = Some(hold),
@@ -435,31 +438,6 @@ impl Control {
         let mut placeholder = Backend::new(&backend.name, backend.device());
         placeholder.past = backend.past.clone();
         self.hold(&placeholder, node).await
-    }
-
-    /// Takes the medium out of a drive that has one and lets it go.
-    pub(super) async fn eject(&mut self, device: Option<&str>, id: Option<&str>) -> Reply {
-        let index = match (device, id) {
-            (Some(name), None) => self
-                .backends
-                .iter()
-                .position(|backend| backend.name == name)
-                .ok_or_else(|| CommandError::device_not_found(name))?,
-            (None, Some(id)) => self
-                .find_device(id)
-                .ok_or_else(|| CommandError::device_not_found(id))?,
-            _ => return Err(generic("Need exactly one of 'device' and 'id'")),
-        };
-        let backend = &mut self.backends[index];
-        if !backend.is_removable() {
-            let name = device.or(id).unwrap_or_default();
-            return Err(generic(format!("Device '{name}' is not removable")));
-        }
-        if let Some(hold) = backend.hold.take() {
-            backend.past = hold.attachment.usage().await;
-            self.let_go(hold).await?;
-        }
-        Ok(json!({}))
     }
 
     /// Those with a name, then the others.

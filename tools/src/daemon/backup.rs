@@ -438,11 +438,6 @@ fn backup_spec(
     source: String,
     target: String,
 ) -> Result<BackupSpec, CommandError> {
-    if asked.discard_source == Some(true) {
-        return Err(CommandError::generic(
-            "ringback does not implement 'discard-source'",
-        ));
-    }
     let speed = u64::try_from(asked.speed.unwrap_or(0))
         .map_err(|_| CommandError::generic(JobRefusal::Speed.to_string()))?;
     let perf = asked.perf;
@@ -475,6 +470,7 @@ fn backup_spec(
             max_workers,
             max_chunk,
             speed,
+            discard_source: asked.discard_source.unwrap_or(false),
             on_source_error: on_error(asked.on_source_error),
             on_target_error: on_error(asked.on_target_error),
             ..Options::default()

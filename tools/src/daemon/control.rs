@@ -297,6 +297,8 @@ impl Control {
 
     /// Jobs first, then users, then images; the last word is the answer.
     async fn shut_down(&mut self) {
+        // What a breakpoint holds would be waited for.
+        self.graph.resume_all_requests();
         self.jobs.end_all(&self.shard, &mut self.graph).await;
         self.tell_job_events();
         self.close_all_nodes().await;

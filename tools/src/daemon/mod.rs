@@ -87,6 +87,17 @@ impl Control {
                 self.eject(eject.device.as_deref(), eject.id.as_deref())
                     .await
             }
+            Command::BlockdevOpenTray(tray) => {
+                self.open_tray(tray.device.as_deref(), tray.id.as_deref())
+            }
+            Command::BlockdevCloseTray(tray) => {
+                self.close_tray(tray.device.as_deref(), tray.id.as_deref())
+            }
+            Command::BlockdevRemoveMedium(remove) => self.remove_medium(&remove.id).await,
+            Command::BlockdevInsertMedium(insert) => {
+                self.insert_medium(&insert.id, &insert.node_name).await
+            }
+            Command::BlockdevChangeMedium(change) => self.change_medium(&change).await,
             Command::QomGet(get) => self.qom_get(&get.path, &get.property),
             Command::QomSet(set) => self.qom_set(&set.path, &set.property, &set.value).await,
             Command::QomList(list) => self.qom_list(&list.path),
@@ -169,6 +180,9 @@ impl Control {
             }
             Command::BlockDirtyBitmapMerge(merge) => self.change_bitmap(Change::Merge(merge)).await,
             Command::XDebugBlockDirtyBitmapSha256(bitmap) => self.bitmap_sha256(&bitmap),
+
+            // There is nothing that could export a node yet.
+            Command::QueryBlockExports => Ok(Value::Array(Vec::new())),
 
             other => Err(machine::not_built(other.name())),
         }

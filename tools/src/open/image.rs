@@ -14,7 +14,7 @@ use super::{create_file, reason};
 pub(crate) struct NewImage<'a> {
     /// Its file.
     pub(crate) path: &'a str,
-    /// `raw` or `qcow2`.
+    /// `raw`, `file` or `qcow2`.
     pub(crate) format: &'a str,
     /// Of the disk, in bytes.
     pub(crate) size: u64,
@@ -45,7 +45,7 @@ const OTHER_FORMATS: &[&str] = &[
 /// The reason, in QEMU's words.
 pub(crate) fn check_format(format: &str) -> Result<(), String> {
     match format {
-        "raw" | "qcow2" => Ok(()),
+        "raw" | "qcow2" | "file" => Ok(()),
         other if OTHER_FORMATS.contains(&other) => {
             Err(format!("ringback cannot make images of format '{other}'"))
         }
@@ -64,11 +64,15 @@ pub(crate) async fn make_image(
     image: &NewImage<'_>,
 ) -> Result<(), String> {
     check_format(image.format)?;
-    if image.format == "raw" && image.backing.is_some() {
-        return Err("Backing file not supported for file format 'raw'".into());
+    let is_plain = image.format != "qcow2";
+    if is_plain && image.backing.is_some() {
+        let format = image.format;
+        return Err(format!(
+            "Backing file not supported for file format '{format}'"
+        ));
     }
     announce(image);
-    if image.format == "raw" {
+    if is_plain {
         return create_file(shard, image.path, image.size, Preallocation::Off).await;
     }
     create_file(shard, image.path, 0, Preallocation::Off).await?;
@@ -91,8 +95,8 @@ pub(crate) async fn make_image(
 
 fn announce(image: &NewImage<'_>) {
     let (path, size) = (image.path, image.size);
-    if image.format == "raw" {
-        println!("Formatting '{path}', fmt=raw size={size}");
+    if image.format != "qcow2" {
+        println!("Formatting '{path}', fmt={} size={size}", image.format);
         return;
     }
     let backing = image.backing.as_ref();

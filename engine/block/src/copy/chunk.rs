@@ -3,6 +3,7 @@
 //! Old data is read into the very buffer that goes to the target.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use ringback_ring::{Buf, Errno, IoResult, Shard};
 
@@ -50,10 +51,9 @@ pub struct Copied {
 }
 
 /// From where to where bytes are copied, and how.
-#[derive(Clone, Copy)]
 pub(crate) struct Copier<'a> {
     pub(crate) source: &'a Path,
-    pub(crate) target: &'a Path,
+    pub(crate) target: Arc<Path>,
     /// What is written is stored compressed.
     pub(crate) compress: bool,
     /// The most that is copied with one buffer; a compressed cluster is written

@@ -165,6 +165,14 @@ impl Graph {
     }
 
     fn freeze(&mut self, node: &str, name: &str) -> Result<Arc<DirtyBitmap>, GraphError> {
+        let is_target = self.nodes.values().any(|other| {
+            matches!(&other.kind, Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, node))
+        });
+        if is_target {
+            // What a filter saves there is not drained, and would mark a bitmap that
+            // stands still.
+            return Err(GraphError::InUse(node.into()));
+        }
         let bitmaps = &mut self.node_mut(node)?.bitmaps;
         if let Some(bitmap) = bitmaps.get(name) {
             bitmap.check_usable(true)?;

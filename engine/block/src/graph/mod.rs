@@ -414,6 +414,19 @@ impl Graph {
         }
     }
 
+    /// Whether a discard on a node may do something: on a disk that can be
+    /// written, or in the view of a snapshot.
+    ///
+    /// # Errors
+    ///
+    /// [`GraphError::NotFound`].
+    pub fn can_discard(&self, name: &str) -> Result<bool, GraphError> {
+        match &self.node(name)?.kind {
+            Kind::SnapshotAccess { .. } => Ok(true),
+            _ => Ok(self.check_writable(name).is_ok()),
+        }
+    }
+
     /// Unit in which a node's disk is allocated, in bytes; 0 if it has none.
     ///
     /// # Errors
@@ -572,12 +585,9 @@ impl Graph {
     /// The bitmaps of a node, if a change reaches everybody who has to mark them.
     fn changeable_bitmaps(&mut self, name: &str) -> Result<&mut NodeBitmaps, GraphError> {
         self.named_bitmaps(name)?;
-        let is_target = self.nodes.values().any(|node| {
-            matches!(&node.kind, Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, name))
-        });
-        if is_target || self.is_file_of_format(name) {
-            // What a filter saves, and what a format reads and writes, goes along
-            // a path made when it was put in.
+        if self.is_file_of_format(name) {
+            // What a format reads and writes goes along a path made when it was
+            // opened.
             return Err(GraphError::InUse(name.into()));
         }
         Ok(&mut self.node_mut(name)?.bitmaps)
@@ -706,6 +716,13 @@ impl Graph {
 
     /// Opens the gates onto the paths as the graph is now.
     async fn resume(&self, users: &[UserId]) {
+        for node in self.nodes.values() {
+            if let Kind::CopyBeforeWrite { filter, target, .. } = &node.kind
+                && let Ok(path) = self.path(target)
+            {
+                filter.set_target(path);
+            }
+        }
         for id in users {
             let user = &self.users[id];
             let path = self

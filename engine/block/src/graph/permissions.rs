@@ -64,7 +64,10 @@ impl ChildClaim {
         Self {
             child: child.into(),
             role,
-            label: format!("node '{name}' (uses it as '{}' child)", role.name()),
+            label: format!(
+                "node '{name}' (uses node '{child}' as '{}' child)",
+                role.name()
+            ),
             access: Access {
                 read: true,
                 write,

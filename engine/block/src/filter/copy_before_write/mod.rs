@@ -36,6 +36,7 @@ mod stress_tests;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 
+use arc_swap::ArcSwap;
 use ringback_ring::shard::Task;
 use ringback_ring::{Buf, Errno, IoResult, Shard};
 
@@ -139,8 +140,8 @@ pub struct CopyBeforeWrite {
     options: Options,
     /// The disk below the filter.
     source: Path,
-    /// Where old data goes.
-    target: Path,
+    /// Where old data goes. The path is exchanged when its bitmaps change.
+    target: ArcSwap<Path>,
     // Shared by all shards, lock-free.
     cells: Cells,
     /// What a fleecing client may read; guest changes do not touch it.
@@ -247,7 +248,7 @@ impl CopyBeforeWrite {
             cluster_size,
             options,
             source,
-            target,
+            target: ArcSwap::from_pointee(target),
             cells,
             access,
             readers,
@@ -276,8 +277,13 @@ impl CopyBeforeWrite {
     }
 
     /// Where old data goes.
-    pub(crate) fn target(&self) -> &Path {
-        &self.target
+    pub(crate) fn target(&self) -> Arc<Path> {
+        self.target.load_full()
+    }
+
+    /// The same disk by another path. What is in flight ends on the old one.
+    pub(crate) fn set_target(&self, target: Path) {
+        self.target.store(Arc::new(target));
     }
 
     /// From the disk to where its old data goes.
@@ -290,7 +296,7 @@ impl CopyBeforeWrite {
         };
         Copier {
             source: &self.source,
-            target: &self.target,
+            target: self.target(),
             compress,
             piece_max,
         }
@@ -663,7 +669,7 @@ impl CopyBeforeWrite {
             for run in runs {
                 // A hint, and the client has been answered already.
                 let _ = self
-                    .target
+                    .target()
                     .discard(shard, self.bytes(run.start, run.end))
                     .await;
             }
@@ -767,7 +773,7 @@ impl CopyBeforeWrite {
         if run.is_empty() {
             return Ok(());
         }
-        self.target
+        self.target()
             .discard(shard, self.bytes(run.start, run.end))
             .await
     }
