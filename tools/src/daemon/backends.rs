@@ -283,6 +283,7 @@ impl Control {
         if let Some(old) = backend.hold.take()
             && let Some(node) = self.graph.node_of(old.user).map(str::to_owned)
         {
+            backend.past = old.attachment.usage().await;
             self.graph.detach(old.user).await;
             match self.hold(&backend, &node).await {
                 Ok(hold) => backend.hold = Some(hold),
