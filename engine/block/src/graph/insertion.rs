@@ -187,14 +187,14 @@ impl Graph {
         shard: &Shard,
         file: String,
         target: String,
-        bitmap: Option<(String, String)>,
+        bitmap: Option<&(String, String)>,
         options: copy_before_write::Options,
     ) -> Result<Kind, GraphError> {
         if file == target || self.reaches(&target, &file) || self.reaches(&file, &target) {
             return Err(GraphError::SameNode);
         }
         self.check_writable(&target)?;
-        let bits = match &bitmap {
+        let bits = match bitmap {
             None => None,
             Some((node, name)) => {
                 let bitmap = self.named_bitmaps(node)?.get(name);

@@ -326,7 +326,7 @@ impl Graph {
                 target,
                 bitmap,
                 options,
-            } => self.copy_before_write_on(shard, file, target, bitmap, options)?,
+            } => self.copy_before_write_on(shard, file, target, bitmap.as_ref(), options)?,
             NodeSpec::SnapshotAccess { file } => match &self.node(&file)?.kind {
                 Kind::CopyBeforeWrite { filter, .. } => {
                     let snapshot = Arc::new(SnapshotAccess::new(Arc::clone(filter)));

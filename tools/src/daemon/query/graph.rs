@@ -42,21 +42,16 @@ impl Picture {
             .push(json!({ "id": id, "type": kind, "name": name }));
     }
 
-    fn add_edge(&mut self, parent: Point, child: &str, name: &str, taken: Value, shared: Value) {
+    fn add(&mut self, parent: Point, edge: &Edge<'_>) {
         let parent = self.number(parent);
-        let child = self.number(Point::Node(child.to_owned()));
+        let child = self.number(Point::Node(edge.child.to_owned()));
         self.edges.push(json!({
             "parent": parent,
             "child": child,
-            "name": name,
-            "perm": taken,
-            "shared-perm": shared,
+            "name": edge.name,
+            "perm": words(&edge.taken),
+            "shared-perm": words(&edge.shared),
         }));
-    }
-
-    fn add(&mut self, parent: Point, edge: &Edge<'_>) {
-        let (taken, shared) = (words(&edge.taken), words(&edge.shared));
-        self.add_edge(parent, edge.child, edge.name, taken, shared);
     }
 
     fn answer(mut self) -> Value {
@@ -129,10 +124,21 @@ impl Control {
             picture.add_point(point.clone(), "block-job", job.id());
             let nodes = job.nodes();
             for (role, node) in nodes.iter().rev().filter(|(role, _)| *role != "source") {
-                let all = words(&Permission::ALL);
-                picture.add_edge(point.clone(), node, role, words(&[]), all);
+                let edge = edge_of_job(node, role);
+                picture.add(point.clone(), &edge);
             }
         }
+    }
+}
+
+fn edge_of_job<'a>(node: &'a str, role: &'static str) -> Edge<'a> {
+    Edge {
+        // What it is called by is known to whoever shows it.
+        parent: Parent::Node(""),
+        child: node,
+        name: role,
+        taken: Vec::new(),
+        shared: Permission::ALL.into(),
     }
 }
 
@@ -144,8 +150,7 @@ mod tests {
     fn numbers_are_given_at_the_first_sight() {
         let mut picture = Picture::default();
         picture.add_point(Point::Backend(0), "block-backend", "d0");
-        let all = words(&Permission::ALL);
-        picture.add_edge(Point::Backend(0), "top", "root", words(&[]), all);
+        picture.add(Point::Backend(0), &edge_of_job("top", "root"));
         for name in ["file", "top"] {
             picture.add_point(Point::Node(name.into()), "block-driver", name);
         }
