@@ -233,12 +233,12 @@ mod tests {
             let grow = async move { its_file.grow_ahead(&grower, 4096).await };
             if is_first {
                 let write = shard.spawn(write);
-                shard.spawn(grow).await;
-                write.await;
+                shard.spawn(grow).join().await;
+                write.join().await;
             } else {
                 let grow = shard.spawn(grow);
-                shard.spawn(write).await;
-                grow.await;
+                shard.spawn(write).join().await;
+                grow.join().await;
             }
             assert_eq!(file.size(), FAR + 4096);
         })
