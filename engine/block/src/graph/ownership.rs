@@ -147,7 +147,8 @@ impl Graph {
 
     /// The bitmaps that queries show of a node, newest first. A filter shows what
     /// can be read from its snapshot, what has been overwritten, and what it has
-    /// still to save.
+    /// still to save. Of a backup's filter the last is shown at the disk, as its
+    /// youngest bitmap: there it was first shown, and scripts look for it.
     ///
     /// # Errors
     ///
@@ -155,10 +156,30 @@ impl Graph {
     pub fn shown_bitmaps(&self, name: &str) -> Result<Vec<BitmapInfo>, GraphError> {
         let node = self.node(name)?;
         let mut shown = Vec::new();
-        if let Kind::CopyBeforeWrite { filter, .. } = &node.kind {
+        for above in self.nodes.values() {
+            if let Kind::CopyBeforeWrite {
+                filter,
+                file,
+                is_exclusive: true,
+                ..
+            } = &above.kind
+                && file == name
+            {
+                shown.push(anonymous(filter.cluster_size(), filter.counts().copy));
+            }
+        }
+        if let Kind::CopyBeforeWrite {
+            filter,
+            is_exclusive,
+            ..
+        } = &node.kind
+        {
             let (unit, counts) = (filter.cluster_size(), filter.counts());
-            let three = [counts.access, counts.done, counts.copy];
-            shown.extend(three.map(|count| anonymous(unit, count)));
+            shown.push(anonymous(unit, counts.access));
+            shown.push(anonymous(unit, counts.done));
+            if !is_exclusive {
+                shown.push(anonymous(unit, counts.copy));
+            }
         }
         shown.extend(node.bitmaps.list());
         Ok(shown)

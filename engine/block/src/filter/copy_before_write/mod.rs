@@ -759,7 +759,9 @@ impl CopyBeforeWrite {
         fence(Ordering::SeqCst);
         let mut run = first..first;
         for cluster in first..end {
-            if self.cells.discard(cluster) == Discarded::OnTarget {
+            // Also where nothing was saved: whoever watches the target learns what
+            // the client has done with.
+            if self.cells.discard(cluster) != Discarded::BySaver {
                 run.end = cluster + 1;
                 continue;
             }
