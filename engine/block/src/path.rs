@@ -32,6 +32,7 @@ use crate::request::{Limits, Preallocation, ZeroFlags};
 use crate::resize::ResizeError;
 use crate::span::Span;
 use crate::storage::Storage;
+use crate::units::is_zero;
 
 /// One node's part of a path: what it does to changes, and which bitmaps record
 /// them.
@@ -43,6 +44,19 @@ pub struct Layer {
     pub throttle: Option<Arc<Throttle>>,
     /// Bitmaps that record now.
     pub recorders: Vec<Arc<DirtyBitmap>>,
+    /// What becomes of zeroes and discards.
+    pub treatment: Treatment,
+}
+
+/// What a node does with zeroes and discards, whatever its kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Treatment {
+    /// Discards are answered and forgotten, and zeroes keep their space
+    /// (`discard=ignore`).
+    pub ignores_discards: bool,
+    /// Zeroes that are written as data are made in this way (`detect-zeroes`);
+    /// none: nobody looks for them.
+    pub zeroes: Option<ZeroFlags>,
 }
 
 /// What holds the bytes.
@@ -67,6 +81,8 @@ pub struct Path {
     base: Base,
     /// How requests are cut below, if some layer wants to count them.
     counted: Option<Limits>,
+    /// Of all layers together.
+    treatment: Treatment,
 }
 
 impl Base {
@@ -92,7 +108,13 @@ impl Path {
     /// Layers from the top down, above a base.
     pub fn new(layers: Vec<Layer>, base: Base) -> Self {
         let counts = layers.iter().any(|layer| layer.throttle.is_some());
+        let treatments = || layers.iter().map(|layer| layer.treatment);
+        let treatment = Treatment {
+            ignores_discards: treatments().any(|treatment| treatment.ignores_discards),
+            zeroes: treatments().find_map(|treatment| treatment.zeroes),
+        };
         Self {
+            treatment,
             layers: layers.into(),
             counted: counts.then(|| base.limits()),
             base,
@@ -252,6 +274,13 @@ impl Path {
         buf: Buf,
         window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
+        if let Some(flags) = self.treatment.zeroes
+            && is_zero(&buf[window.clone()])
+            && !span.is_empty()
+        {
+            // Boxed: rare, and not to make every request large.
+            return (Box::pin(self.zero_within(shard, span, flags)).await, buf);
+        }
         if let Err(errno) = self.before_change(shard, span, Change::Write).await {
             return (Err(errno), buf);
         }
@@ -310,6 +339,10 @@ impl Path {
     }
 
     async fn zero_within(&self, shard: &Shard, span: Span, flags: ZeroFlags) -> IoResult<()> {
+        let flags = ZeroFlags {
+            may_unmap: flags.may_unmap && !self.treatment.ignores_discards,
+            ..flags
+        };
         self.before_change(shard, span, Change::Zero).await?;
         let result = match &self.base {
             Base::Storage(storage) => storage.write_zeroes(shard, span, flags).await,
@@ -329,6 +362,9 @@ impl Path {
     /// A hint that the range's content is no longer needed.
     pub async fn discard(&self, shard: &Shard, span: Span) -> IoResult<()> {
         self.check(span)?;
+        if self.treatment.ignores_discards {
+            return Ok(());
+        }
         self.before_change(shard, span, Change::Discard).await?;
         let result = match &self.base {
             Base::Storage(storage) => storage.discard(shard, span).await,

@@ -3,6 +3,7 @@
 //! Old data is read into the very buffer that goes to the target.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use ringback_ring::{Buf, Errno, IoResult, Shard};
 
@@ -50,10 +51,10 @@ pub struct Copied {
 }
 
 /// From where to where bytes are copied, and how.
-#[derive(Clone, Copy)]
-pub(crate) struct Copier<'a> {
-    pub(crate) source: &'a Path,
-    pub(crate) target: &'a Path,
+#[derive(Clone)]
+pub(crate) struct Copier {
+    pub(crate) source: Arc<Path>,
+    pub(crate) target: Arc<Path>,
     /// What is written is stored compressed.
     pub(crate) compress: bool,
     /// The most that is copied with one buffer; a compressed cluster is written
@@ -61,7 +62,7 @@ pub(crate) struct Copier<'a> {
     pub(crate) piece_max: u64,
 }
 
-impl Copier<'_> {
+impl Copier {
     /// The buffer that a chunk of these bytes needs.
     pub(crate) fn buffer_len(&self, bytes: Span) -> usize {
         in_memory(bytes.len.min(self.piece_max))

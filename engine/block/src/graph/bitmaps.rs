@@ -82,7 +82,7 @@ impl Graph {
 
 /// The persistent bitmaps as they are to be stored. Whoever froze one has gone
 /// without a word: its work is not done.
-fn to_store(bitmaps: &mut NodeBitmaps) -> Result<Vec<StoredBitmap>, BitmapError> {
+pub(super) fn to_store(bitmaps: &mut NodeBitmaps) -> Result<Vec<StoredBitmap>, BitmapError> {
     bitmaps.reclaim_all()?;
     let stored = bitmaps.persistent().filter_map(|bitmap| {
         Some(StoredBitmap {

@@ -9,6 +9,7 @@
 //! | `images`, `bitmaps`, `filters` | nodes of these kinds |
 //! | `insertion` | copy-before-write filters that come and go under load |
 //! | `ownership` | who keeps a node |
+//! | [`reopen`] | options that change while a node is in use |
 //! | `transaction` | several changes at one instant |
 //! | `resolve` | from a node to its path |
 //! | `claims`, `permissions` | who may do what beside whom |
@@ -35,6 +36,9 @@ mod images;
 mod insertion;
 mod ownership;
 mod permissions;
+pub mod reopen;
+#[cfg(test)]
+mod reopen_tests;
 mod resolve;
 mod transaction;
 
@@ -52,7 +56,7 @@ use crate::filter::copy_on_read::CopyOnRead;
 use crate::filter::snapshot_access::SnapshotAccess;
 use crate::filter::throttle::{Throttle, ThrottleGroup};
 use crate::format::Raw;
-use crate::format::qcow2::Qcow2;
+use crate::format::qcow2::{self, Qcow2};
 use crate::port::Attachment;
 use crate::protocol::{FileProtocol, NullProtocol, Protocol};
 use crate::request::Preallocation;
@@ -64,6 +68,7 @@ pub use images::Qcow2Spec;
 pub use insertion::{BitmapEnd, Inserted, Insertion, Scope};
 pub use permissions::Access;
 use permissions::ChildClaim;
+use reopen::Policy;
 pub use transaction::{MergeFrom, Transaction};
 
 /// How to make a node.
@@ -138,6 +143,7 @@ pub enum NodeSpec {
     },
 }
 
+#[derive(Clone)]
 enum Kind {
     /// Bytes live here.
     Protocol {
@@ -151,6 +157,8 @@ enum Kind {
     },
     Qcow2 {
         image: Arc<Qcow2>,
+        /// How it was opened.
+        options: Box<qcow2::OpenOptions>,
         writable: bool,
         file: String,
         backing: Option<String>,
@@ -189,6 +197,7 @@ struct Node {
     is_owned: bool,
     kind: Kind,
     bitmaps: NodeBitmaps,
+    policy: Policy,
     /// What it does with its children by itself, whoever uses it.
     claims: Vec<ChildClaim>,
 }
@@ -348,6 +357,7 @@ impl Graph {
             is_owned: false,
             kind,
             bitmaps,
+            policy: Policy::default(),
             claims: Vec::new(),
         };
         self.nodes.insert(name.into(), node);
@@ -361,7 +371,10 @@ impl Graph {
     /// A node as a format or a filter above uses it.
     fn child(&self, name: &str) -> Result<Child, GraphError> {
         match &self.node(name)?.kind {
-            Kind::Protocol { storage, .. } if self.node(name)?.bitmaps.recorders().is_empty() => {
+            Kind::Protocol { storage, .. }
+                if self.node(name)?.bitmaps.recorders().is_empty()
+                    && self.node(name)?.policy.treatment.zeroes.is_none() =>
+            {
                 Ok(Child::Storage(Arc::clone(storage)))
             }
             _ => Ok(Child::Path(Arc::new(self.path(name)?))),
@@ -624,6 +637,9 @@ impl Graph {
 
     /// Whether a node can be written at all.
     fn check_writable(&self, name: &str) -> Result<(), GraphError> {
+        if self.node(name)?.policy.read_only {
+            return Err(GraphError::ReadOnly);
+        }
         match &self.node(name)?.kind {
             Kind::Protocol {
                 writable: false, ..

@@ -26,6 +26,7 @@ impl Graph {
                 copy_before_write: filter,
                 throttle,
                 recorders,
+                treatment: node.policy.treatment,
             });
             at = match &node.kind {
                 Kind::Protocol { storage, .. } => {

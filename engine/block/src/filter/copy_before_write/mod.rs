@@ -36,6 +36,7 @@ mod stress_tests;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 
+use arc_swap::ArcSwap;
 use ringback_ring::shard::Task;
 use ringback_ring::{Buf, Errno, IoResult, Shard};
 
@@ -138,9 +139,9 @@ pub struct CopyBeforeWrite {
     cluster_size: u64,
     options: Options,
     /// The disk below the filter.
-    source: Path,
+    source: ArcSwap<Path>,
     /// Where old data goes.
-    target: Path,
+    target: ArcSwap<Path>,
     // Shared by all shards, lock-free.
     cells: Cells,
     /// What a fleecing client may read; guest changes do not touch it.
@@ -246,8 +247,8 @@ impl CopyBeforeWrite {
             size,
             cluster_size,
             options,
-            source,
-            target,
+            source: ArcSwap::from_pointee(source),
+            target: ArcSwap::from_pointee(target),
             cells,
             access,
             readers,
@@ -271,17 +272,23 @@ impl CopyBeforeWrite {
     }
 
     /// The disk below the filter, as it is now.
-    pub(crate) fn source(&self) -> &Path {
-        &self.source
+    pub(crate) fn source(&self) -> Arc<Path> {
+        self.source.load_full()
     }
 
     /// Where old data goes.
-    pub(crate) fn target(&self) -> &Path {
-        &self.target
+    pub(crate) fn target(&self) -> Arc<Path> {
+        self.target.load_full()
+    }
+
+    /// Other ways to the same disks. Nobody saves, and no job moves, meanwhile.
+    pub(crate) fn set_paths(&self, source: Path, target: Path) {
+        self.source.store(Arc::new(source));
+        self.target.store(Arc::new(target));
     }
 
     /// From the disk to where its old data goes.
-    pub(crate) fn copier(&self) -> Copier<'_> {
+    pub(crate) fn copier(&self) -> Copier {
         let compress = self.options.compress;
         let piece_max = if compress {
             chunk::BYTES_MAX.max(self.options.target_cluster_size)
@@ -289,8 +296,8 @@ impl CopyBeforeWrite {
             chunk::BYTES_MAX
         };
         Copier {
-            source: &self.source,
-            target: &self.target,
+            source: self.source(),
+            target: self.target(),
             compress,
             piece_max,
         }
@@ -663,7 +670,7 @@ impl CopyBeforeWrite {
             for run in runs {
                 // A hint, and the client has been answered already.
                 let _ = self
-                    .target
+                    .target()
                     .discard(shard, self.bytes(run.start, run.end))
                     .await;
             }
@@ -767,7 +774,7 @@ impl CopyBeforeWrite {
         if run.is_empty() {
             return Ok(());
         }
-        self.target
+        self.target()
             .discard(shard, self.bytes(run.start, run.end))
             .await
     }
