@@ -33,6 +33,7 @@ use crate::resize::ResizeError;
 use crate::span::Span;
 use crate::storage::Storage;
 use crate::traffic::Traffic;
+use crate::units::is_zero;
 
 /// One node's part of a path: what it does to changes, and which bitmaps record
 /// them.
@@ -46,6 +47,19 @@ pub struct Layer {
     pub recorders: Vec<Arc<DirtyBitmap>>,
     /// Counts what comes by; none where the base counts by itself.
     pub traffic: Option<Arc<Traffic>>,
+    /// What becomes of zeroes and discards.
+    pub treatment: Treatment,
+}
+
+/// What a node does with zeroes and discards, whatever its kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Treatment {
+    /// Discards are answered and forgotten, and zeroes keep their space
+    /// (`discard=ignore`).
+    pub ignores_discards: bool,
+    /// Zeroes that are written as data are made in this way (`detect-zeroes`);
+    /// none: nobody looks for them.
+    pub zeroes: Option<ZeroFlags>,
 }
 
 /// What holds the bytes.
@@ -70,6 +84,8 @@ pub struct Path {
     base: Base,
     /// How requests are cut below, if some layer wants to count them.
     counted: Option<Limits>,
+    /// Of all layers together.
+    treatment: Treatment,
 }
 
 impl Base {
@@ -95,7 +111,13 @@ impl Path {
     /// Layers from the top down, above a base.
     pub fn new(layers: Vec<Layer>, base: Base) -> Self {
         let counts = layers.iter().any(|layer| layer.throttle.is_some());
+        let treatments = || layers.iter().map(|layer| layer.treatment);
+        let treatment = Treatment {
+            ignores_discards: treatments().any(|treatment| treatment.ignores_discards),
+            zeroes: treatments().find_map(|treatment| treatment.zeroes),
+        };
         Self {
+            treatment,
             layers: layers.into(),
             counted: counts.then(|| base.limits()),
             base,
@@ -255,6 +277,13 @@ impl Path {
         buf: Buf,
         window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
+        if let Some(flags) = self.treatment.zeroes
+            && is_zero(&buf[window.clone()])
+            && !span.is_empty()
+        {
+            // Boxed: rare, and not to make every request large.
+            return (Box::pin(self.zero_within(shard, span, flags)).await, buf);
+        }
         if let Err(errno) = self.before_change(shard, span, Change::Write).await {
             return (Err(errno), buf);
         }
@@ -313,6 +342,10 @@ impl Path {
     }
 
     async fn zero_within(&self, shard: &Shard, span: Span, flags: ZeroFlags) -> IoResult<()> {
+        let flags = ZeroFlags {
+            may_unmap: flags.may_unmap && !self.treatment.ignores_discards,
+            ..flags
+        };
         self.before_change(shard, span, Change::Zero).await?;
         let result = match &self.base {
             Base::Storage(storage) => storage.write_zeroes(shard, span, flags).await,
@@ -332,6 +365,9 @@ impl Path {
     /// A hint that the range's content is no longer needed.
     pub async fn discard(&self, shard: &Shard, span: Span) -> IoResult<()> {
         self.check(span)?;
+        if self.treatment.ignores_discards {
+            return Ok(());
+        }
         self.before_change(shard, span, Change::Discard).await?;
         let result = match &self.base {
             Base::Storage(storage) => storage.discard(shard, span).await,

@@ -265,14 +265,38 @@ impl File {
         let Backing::Host(host) = &self.inner.backing else {
             return Ok(());
         };
-        let mut current = self
-            .inner
-            .locks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.locks();
         lock::change(host.fd.as_fd(), &current, wanted)?;
         *current = wanted.clone();
         Ok(())
+    }
+
+    /// Takes the locks that another handle of the same file holds, which then has
+    /// none. There is no instant at which nobody holds them. Nothing to do in the
+    /// simulation.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::System`]; the other handle still has its locks then.
+    pub fn take_locks_of(&self, other: &Self) -> Result<(), LockError> {
+        let (Backing::Host(to), Backing::Host(from)) = (&self.inner.backing, &other.inner.backing)
+        else {
+            return Ok(());
+        };
+        let taken = std::mem::take(&mut *other.locks());
+        if let Err(error) = lock::copy(to.fd.as_fd(), &taken) {
+            *other.locks() = taken;
+            return Err(error);
+        }
+        // Less than before: nobody can mind.
+        let _ = lock::change(from.fd.as_fd(), &taken, &Locks::default());
+        *self.locks() = taken;
+        Ok(())
+    }
+
+    fn locks(&self) -> std::sync::MutexGuard<'_, Locks> {
+        let locks = self.inner.locks.lock();
+        locks.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads into a window of the buffer. Answers the bytes read: fewer than

@@ -114,6 +114,22 @@ pub fn change(file: BorrowedFd<'_>, old: &Locks, new: &Locks) -> Result<(), Lock
     result
 }
 
+/// Puts locks on a file that another open file description holds already, which
+/// keeps everybody else out.
+///
+/// # Errors
+///
+/// [`LockError::System`]; the file has no locks then.
+pub(crate) fn copy(file: BorrowedFd<'_>, locks: &Locks) -> Result<(), LockError> {
+    let taken = take(file, locks.bytes());
+    if taken.is_err() {
+        for byte in locks.bytes() {
+            let _ = set(file, byte, libc::F_UNLCK);
+        }
+    }
+    taken
+}
+
 fn take(file: BorrowedFd<'_>, bytes: BTreeSet<i64>) -> Result<(), LockError> {
     for byte in bytes {
         set(file, byte, libc::F_RDLCK).map_err(|errno| LockError::System(byte, errno))?;
@@ -211,6 +227,23 @@ mod tests {
             refused.expect_err("refused").to_string(),
             "Failed to get \"write\" lock"
         );
+    }
+
+    #[test]
+    fn locks_are_handed_on_without_an_instant_in_between() {
+        let image = tempfile::NamedTempFile::new().expect("a file");
+        let (old, new, other) = (open(image.path()), open(image.path()), open(image.path()));
+        let writer = Locks {
+            held: vec![Permission::Write],
+            unshared: vec![Permission::Write],
+        };
+        change(old.as_fd(), &Locks::default(), &writer).expect("the first");
+        copy(new.as_fd(), &writer).expect("handed on");
+        change(old.as_fd(), &writer, &Locks::default()).expect("let go");
+        lock(&other, &[Permission::Write], &[]).expect_err("still held");
+        change(new.as_fd(), &writer, &writer).expect("it does not meet itself");
+        drop(new);
+        lock(&other, &[Permission::Write], &[]).expect("free");
     }
 
     #[test]

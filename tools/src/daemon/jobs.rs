@@ -78,6 +78,12 @@ impl Control {
         Err(CommandError::generic("Job type does not support change"))
     }
 
+    /// Waits a while for what a job has to tell.
+    pub(super) async fn wait_for_job(&mut self, id: &str) {
+        self.jobs.wait_for_news(&self.shard, id, SOON_NS).await;
+        self.step().await;
+    }
+
     async fn soon(&mut self, id: &str) -> Reply {
         self.jobs.wait_for_news(&self.shard, id, SOON_NS).await;
         self.step().await;

@@ -8,7 +8,7 @@
 //! | `control` | that task: requests, events, the end |
 //! | `backends` | disks as management tools address them |
 //! | `objects` | what is neither node nor disk: groups of limits, threads, secrets |
-//! | `nodes`, `bitmaps`, `backup`, `jobs`, `query`, `machine` | the commands, by what they work on |
+//! | `nodes`, `bitmaps`, `backup`, `jobs`, `query`, `reopen`, `machine` | the commands, by what they work on |
 //!
 //! What a command means is known to `ringback_qmp_shim`, what a node, a job or a
 //! bitmap is, to `ringback_block`. Here the two meet.
@@ -26,6 +26,7 @@ mod nodes;
 mod objects;
 mod pid_file;
 mod query;
+mod reopen;
 mod start;
 
 use ringback_qmp_shim::command::{ActionCompletionMode, Command};
@@ -63,6 +64,8 @@ impl Control {
 
             Command::BlockdevAdd(options) => self.blockdev_add(&options).await,
             Command::BlockdevDel(del) => self.blockdev_del(&del.node_name).await,
+            Command::BlockdevReopen(reopen) => self.blockdev_reopen(&reopen.options).await,
+            Command::BlockdevSetActive(set) => self.blockdev_set_active(&set),
             Command::BlockdevCreate(create) => self.blockdev_create(*create),
             Command::BlockResize(resize) => self.block_resize(&resize).await,
             Command::QueryNamedBlockNodes(query) => {

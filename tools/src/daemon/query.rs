@@ -78,7 +78,8 @@ impl Control {
         self.child(name, &["backing"])
     }
 
-    fn child(&self, name: &str, edges: &[&str]) -> Option<&str> {
+    /// The first child by one of these edges.
+    pub(super) fn child(&self, name: &str, edges: &[&str]) -> Option<&str> {
         let children = self.graph.children(name).into_iter();
         let mut found = children.filter(|(edge, _)| edges.contains(edge));
         found.next().map(|(_, child)| child)

@@ -1,24 +1,29 @@
 //! From the options of a driver to what the engine makes a node of.
 
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use ringback_block::event::Event;
 use ringback_block::filter::{blkdebug, copy_before_write, throttle};
 use ringback_block::format::qcow2::{DiscardRules, OpenOptions, OverlapCheck};
+use ringback_block::graph::reopen::Policy;
 use ringback_block::graph::{GraphError, NodeSpec};
 use ringback_block::notice::Notify;
+use ringback_block::path::Treatment;
+use ringback_block::request::ZeroFlags;
 use ringback_qmp_shim::OptionError;
 use ringback_qmp_shim::blockdev::blkdebug::{
     self as rules, InjectError, Permission, SetState, config,
 };
 use ringback_qmp_shim::blockdev::qcow2::ImageFacts;
 use ringback_qmp_shim::blockdev::{
-    BlkdebugOptions, CbwOptions, Discard, FileOptions, Locking, NullOptions, OnCbwError,
-    Qcow2Options, Settings,
+    BlkdebugOptions, CbwOptions, DetectZeroes, Discard, FileOptions, Locking, NullOptions,
+    OnCbwError, Qcow2Options, Settings,
 };
 use ringback_qmp_shim::open::OpenNode;
 use ringback_qmp_shim::throttle_group::{self, Direction, Unit};
 use ringback_qmp_shim::visit::Word;
+use ringback_ring::Shard;
 use ringback_ring::file::{Cache, OpenError};
 use ringback_ring::lock;
 
@@ -65,6 +70,44 @@ pub(super) fn file_at(path: &str, settings: &Settings) -> NodeSpec {
     }
 }
 
+/// Whether the kernel lets a file be written. Anything else that is wrong with it
+/// is found when it is opened.
+pub(super) async fn is_writable(shard: &Shard, path: PathBuf) -> bool {
+    shard
+        .blocking(move || {
+            let opened = std::fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(nix::libc::O_NONBLOCK)
+                .open(path);
+            !matches!(
+                opened.map_err(|error| error.raw_os_error()),
+                Err(Some(
+                    nix::libc::EACCES | nix::libc::EROFS | nix::libc::EPERM
+                ))
+            )
+        })
+        .await
+}
+
+/// What every node is told beside its kind. Files and images are opened
+/// read-only; other nodes only refuse writers.
+pub(crate) fn policy(driver: &str, settings: &Settings) -> Policy {
+    let opens = matches!(driver, "file" | "host_device" | "qcow2");
+    Policy {
+        read_only: settings.read_only && !opens,
+        treatment: Treatment {
+            ignores_discards: settings.discard != Discard::Unmap,
+            zeroes: match settings.detect_zeroes {
+                DetectZeroes::Off => None,
+                DetectZeroes::On => Some(ZeroFlags::KEEP),
+                DetectZeroes::Unmap => Some(ZeroFlags::UNMAP),
+            },
+        },
+        no_flush: settings.no_flush,
+    }
+}
+
 pub(super) fn null(options: NullOptions) -> NodeSpec {
     NodeSpec::Null {
         size: options.size.unwrap_or(NULL_SIZE),
@@ -73,7 +116,8 @@ pub(super) fn null(options: NullOptions) -> NodeSpec {
     }
 }
 
-pub(super) fn qcow2(
+/// How an image with these options is opened.
+pub(crate) fn qcow2(
     options: &Qcow2Options<OpenNode>,
     settings: &Settings,
     facts: ImageFacts,

@@ -13,6 +13,7 @@ mod overlay;
 mod probe;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::pin::Pin;
 
 use ringback_block::format::qcow2::header::{Header, OpenMode};
@@ -20,15 +21,17 @@ use ringback_block::graph::{Graph, GraphError, NodeSpec, Place, Qcow2Spec};
 use ringback_block::notice::{Notice, Notify};
 use ringback_qmp_shim::blockdev::qcow2::ImageFacts;
 use ringback_qmp_shim::blockdev::{
-    CbwOptions, Child, DetectZeroes, Discard, DriverOptions, RawOptions, Settings,
+    CbwOptions, Child, DetectZeroes, DriverOptions, FileOptions, RawOptions, Settings,
 };
 use ringback_qmp_shim::open::{BackingHeader, DriverNode, ImageName, OpenNode};
 use ringback_ring::Shard;
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 pub(crate) use create::{create_file, preallocation, qcow2_create_options};
 pub(crate) use describe::{describe, describe_qcow2};
-pub(crate) use drivers::{cbw_timeout_ns, limits, on_cbw_error, reason};
+pub(crate) use drivers::{
+    cbw_timeout_ns, limits, on_cbw_error, policy, qcow2 as qcow2_options, reason,
+};
 pub(crate) use image::{NewImage, check_format, make_image};
 pub(crate) use overlay::overlay;
 pub(crate) use probe::{HEAD_BYTES, format as probed_format};
@@ -47,6 +50,10 @@ pub(crate) struct Opened {
     pub(crate) settings: Settings,
     /// Of a qcow2 image, as it was when it was opened.
     pub(crate) header: Option<Header>,
+    /// Its options as they were given, flat.
+    pub(crate) options: Map<String, Value>,
+    /// The node inside of whose options it was defined.
+    pub(crate) parent: Option<String>,
 }
 
 /// Opens nodes of one graph.
@@ -217,19 +224,15 @@ impl Opener<'_> {
 
     async fn open_driver(&mut self, node: DriverNode, was_probed: bool) -> Result<Opened, String> {
         self.warnings.extend(node.warnings.iter().cloned());
-        let (driver, settings) = (node.driver.name(), node.settings);
+        let (driver, mut settings) = (node.driver.name(), node.settings);
         let name = node.common.node_name.as_deref();
         let image = |children: &[(&str, Option<&ImageName>)]| {
             ImageName::new(driver, node.given(), children)
         };
-        if let Some(option) = unsupported(&node) {
-            return Err(format!("option '{option}' is not supported here"));
-        }
         let mut header = None;
         let (added, image_name) = match &node.driver {
             DriverOptions::File(file) | DriverOptions::HostDevice(file) => {
-                let spec = drivers::file(file, &settings)?;
-                (self.add(spec, name).await?, image(&[]))
+                (self.add_file(file, &mut settings, name).await?, image(&[]))
             }
             DriverOptions::NullCo(null) => {
                 (self.add(drivers::null(*null), name).await?, image(&[]))
@@ -292,9 +295,48 @@ impl Opener<'_> {
             was_probed,
             settings,
             header,
+            options: node.given().clone(),
+            parent: None,
         };
+        let policy = drivers::policy(driver, &settings);
+        self.graph
+            .set_policy(&added, policy)
+            .map_err(drivers::reason)?;
+        self.adopt(&added, &node);
         self.known.insert(added, opened.clone());
         Ok(opened)
+    }
+
+    /// With `auto-read-only` a file that the kernel does not let be written is
+    /// opened read-only.
+    async fn add_file(
+        &mut self,
+        file: &FileOptions,
+        settings: &mut Settings,
+        name: Option<&str>,
+    ) -> Result<String, String> {
+        let spec = drivers::file(file, settings)?;
+        if settings.auto_read_only && !settings.read_only {
+            let path = PathBuf::from(&file.filename);
+            settings.read_only = !drivers::is_writable(self.shard, path).await;
+            let spec = drivers::file(file, settings)?;
+            return self.add(spec, name).await;
+        }
+        self.add(spec, name).await
+    }
+
+    /// Children that were not given by name are this node's own.
+    fn adopt(&mut self, parent: &str, node: &DriverNode) {
+        let own = self.graph.children(parent).into_iter();
+        let own = own.filter(|(edge, child)| {
+            node.given().get(*edge).and_then(Value::as_str) != Some(*child)
+        });
+        let own: Vec<String> = own.map(|(_, child)| child.to_owned()).collect();
+        for child in own {
+            if let Some(opened) = self.known.get_mut(&child) {
+                opened.parent = Some(parent.to_owned());
+            }
+        }
     }
 
     async fn copy_before_write(
@@ -425,40 +467,12 @@ impl Opener<'_> {
                 ..node.settings
             },
             header: None,
+            options: given,
+            parent: None,
         };
         self.known.insert(added.clone(), opened);
         Ok(added)
     }
-}
-
-/// An option of every node that this node would not follow. Zeroes are looked
-/// for, and flushes left out, where requests enter: at the topmost node.
-fn unsupported(node: &DriverNode) -> Option<&'static str> {
-    let (given, settings) = (&node.common, &node.settings);
-    let is_storage = matches!(
-        node.driver,
-        DriverOptions::File(_) | DriverOptions::HostDevice(_) | DriverOptions::NullCo(_)
-    );
-    let cases = [
-        ("auto-read-only", given.auto_read_only == Some(true)),
-        (
-            "detect-zeroes",
-            node.is_nested() && !settings.read_only && settings.detect_zeroes != DetectZeroes::Off,
-        ),
-        (
-            "cache.no-flush",
-            node.is_nested() && given.cache.no_flush == Some(true),
-        ),
-        (
-            "discard",
-            node.is_nested()
-                && !is_storage
-                && given.discard == Some(Discard::Ignore)
-                && !matches!(node.driver, DriverOptions::Qcow2(_)),
-        ),
-    ];
-    let found = cases.into_iter().find(|(_, asked)| *asked);
-    found.map(|(option, _)| option)
 }
 
 fn raw_spec(raw: &RawOptions<OpenNode>, file: &Opened) -> NodeSpec {

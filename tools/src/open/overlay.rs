@@ -72,6 +72,8 @@ pub(crate) async fn overlay(
         was_probed: false,
         settings,
         header: Some(header),
+        options: Map::new(),
+        parent: None,
     };
     Ok(())
 }

@@ -51,8 +51,9 @@ pub struct Copied {
 }
 
 /// From where to where bytes are copied, and how.
-pub(crate) struct Copier<'a> {
-    pub(crate) source: &'a Path,
+#[derive(Clone)]
+pub(crate) struct Copier {
+    pub(crate) source: Arc<Path>,
     pub(crate) target: Arc<Path>,
     /// What is written is stored compressed.
     pub(crate) compress: bool,
@@ -61,7 +62,7 @@ pub(crate) struct Copier<'a> {
     pub(crate) piece_max: u64,
 }
 
-impl Copier<'_> {
+impl Copier {
     /// The buffer that a chunk of these bytes needs.
     pub(crate) fn buffer_len(&self, bytes: Span) -> usize {
         in_memory(bytes.len.min(self.piece_max))

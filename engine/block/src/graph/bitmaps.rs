@@ -82,7 +82,7 @@ impl Graph {
 
 /// The persistent bitmaps as they are to be stored. Whoever froze one has gone
 /// without a word: its work is not done.
-fn to_store(bitmaps: &mut NodeBitmaps) -> Result<Vec<StoredBitmap>, BitmapError> {
+pub(super) fn to_store(bitmaps: &mut NodeBitmaps) -> Result<Vec<StoredBitmap>, BitmapError> {
     bitmaps.reclaim_all()?;
     // Those that the file does not know yet come behind the others, the youngest
     // first: so does QEMU.

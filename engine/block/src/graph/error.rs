@@ -111,6 +111,25 @@ pub enum GraphError {
     /// Somebody wants to write what was opened for reading.
     #[error("Block node is read-only")]
     ReadOnly,
+    /// A node cannot become read-only while somebody writes to it.
+    #[error("Read-only block node '{0}' cannot support read-write users")]
+    ReadOnlyUsers(String),
+    /// A node would stand on itself.
+    #[error("Making '{child}' a {edge} child of '{parent}' would create a cycle")]
+    Cycle {
+        /// What was to be below.
+        child: String,
+        /// As what.
+        edge: &'static str,
+        /// Below which node.
+        parent: String,
+    },
+    /// An open image stays the same image, whichever node holds it.
+    #[error("The new 'file' child of node '{0}' does not hold the image that is open there")]
+    OtherImage(String),
+    /// The node is of another kind.
+    #[error("Cannot change the option 'driver'")]
+    OtherDriver,
     /// A job's two ends must differ.
     #[error("Source and target cannot be the same")]
     SameNode,

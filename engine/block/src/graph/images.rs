@@ -56,6 +56,26 @@ impl Graph {
 
     /// What a qcow2 node does with the nodes below it.
     fn format_claims(&self, name: &str, spec: &Qcow2Spec) -> Result<Vec<ChildClaim>, GraphError> {
+        let claims = Self::claims_of(name, spec);
+        for claim in &claims {
+            self.node(&claim.child)?;
+            if claim.access.write {
+                self.check_growable(&claim.child)?;
+            }
+        }
+        Ok(claims)
+    }
+
+    /// Whether a node can be written by a format, which may make it grow.
+    pub(super) fn check_growable(&self, name: &str) -> Result<(), GraphError> {
+        match self.check_writable(name) {
+            // Its last, partial unit is grown into.
+            Ok(()) | Err(GraphError::Unaligned(_) | GraphError::NotWhole) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn claims_of(name: &str, spec: &Qcow2Spec) -> Vec<ChildClaim> {
         let write = spec.options.write;
         let claim = |child: &String, role, write| {
             ChildClaim::new(name, child, role, write, spec.force_share)
@@ -65,17 +85,7 @@ impl Graph {
         claims.extend(backing.map(|child| claim(child, Role::Backing, false)));
         let data_file = spec.data_file.iter();
         claims.extend(data_file.map(|child| claim(child, Role::DataFile, write)));
-        for claim in &claims {
-            self.node(&claim.child)?;
-            if claim.access.write {
-                match self.check_writable(&claim.child) {
-                    // Its last, partial unit is grown into.
-                    Ok(()) | Err(GraphError::Unaligned(_) | GraphError::NotWhole) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(claims)
+        claims
     }
 
     async fn open_qcow2(
@@ -98,6 +108,7 @@ impl Graph {
         Ok(Kind::Qcow2 {
             image,
             writable: options.write,
+            options: Box::new(options),
             file: spec.file,
             backing: spec.backing,
             data_file: spec.data_file,

@@ -9,6 +9,7 @@
 //! | `images`, `bitmaps`, `filters` | nodes of these kinds |
 //! | `insertion` | copy-before-write filters that come and go under load |
 //! | `ownership` | who keeps a node |
+//! | [`reopen`] | options that change while a node is in use |
 //! | `transaction` | several changes at one instant |
 //! | `resolve` | from a node to its path |
 //! | `claims`, `permissions` | who may do what beside whom |
@@ -37,6 +38,9 @@ mod images;
 mod insertion;
 mod ownership;
 mod permissions;
+pub mod reopen;
+#[cfg(test)]
+mod reopen_tests;
 mod resolve;
 mod transaction;
 
@@ -54,7 +58,7 @@ use crate::filter::copy_on_read::CopyOnRead;
 use crate::filter::snapshot_access::SnapshotAccess;
 use crate::filter::throttle::{Throttle, ThrottleGroup};
 use crate::format::Raw;
-use crate::format::qcow2::Qcow2;
+use crate::format::qcow2::{self, Qcow2};
 use crate::port::Attachment;
 use crate::protocol::{FileProtocol, NullProtocol, Protocol};
 use crate::request::Preallocation;
@@ -69,6 +73,7 @@ pub use insertion::{BitmapEnd, Inserted, Insertion, Scope};
 pub use ownership::Place;
 pub use permissions::Access;
 use permissions::{ChildClaim, Role};
+use reopen::Policy;
 pub use transaction::{MergeFrom, Transaction};
 
 /// How to make a node.
@@ -143,6 +148,7 @@ pub enum NodeSpec {
     },
 }
 
+#[derive(Clone)]
 enum Kind {
     /// Bytes live here.
     Protocol {
@@ -156,6 +162,8 @@ enum Kind {
     },
     Qcow2 {
         image: Arc<Qcow2>,
+        /// How it was opened.
+        options: Box<qcow2::OpenOptions>,
         writable: bool,
         file: String,
         backing: Option<String>,
@@ -196,6 +204,7 @@ struct Node {
     bitmaps: NodeBitmaps,
     /// Of a node that is no protocol.
     traffic: Arc<Traffic>,
+    policy: Policy,
     /// What it does with its children by itself, whoever uses it.
     claims: Vec<ChildClaim>,
 }
@@ -359,6 +368,7 @@ impl Graph {
             kind,
             bitmaps,
             traffic: Arc::new(Traffic::new(shard.set().count())),
+            policy: Policy::default(),
             claims: Vec::new(),
         };
         self.nodes.insert(name.into(), node);
@@ -372,7 +382,10 @@ impl Graph {
     /// A node as a format or a filter above uses it.
     fn child(&self, name: &str) -> Result<Child, GraphError> {
         match &self.node(name)?.kind {
-            Kind::Protocol { storage, .. } if self.node(name)?.bitmaps.recorders().is_empty() => {
+            Kind::Protocol { storage, .. }
+                if self.node(name)?.bitmaps.recorders().is_empty()
+                    && self.node(name)?.policy.treatment.zeroes.is_none() =>
+            {
                 Ok(Child::Storage(Arc::clone(storage)))
             }
             _ => Ok(Child::Path(Arc::new(self.path(name)?))),
@@ -645,6 +658,9 @@ impl Graph {
 
     /// Whether a node can be written at all.
     fn check_writable(&self, name: &str) -> Result<(), GraphError> {
+        if self.node(name)?.policy.read_only {
+            return Err(GraphError::ReadOnly);
+        }
         match &self.node(name)?.kind {
             Kind::Protocol {
                 writable: false, ..

@@ -31,6 +31,7 @@ impl Graph {
                 throttle,
                 recorders,
                 traffic,
+                treatment: node.policy.treatment,
             });
             at = match &node.kind {
                 Kind::Protocol { storage, .. } => {

@@ -45,7 +45,9 @@ pub struct FileProtocol {
     /// Bytes of the file, which may have become longer before that.
     ahead: Ahead,
     /// Discards are passed on (`discard=unmap`) or ignored.
-    discard: bool,
+    discard: AtomicBool,
+    /// Flushes are answered and forgotten (`cache.no-flush`).
+    no_flush: AtomicBool,
     /// Writes since the last flush; a flush without any is free.
     dirty: AtomicBool,
     /// Flushes under way.
@@ -73,7 +75,8 @@ impl FileProtocol {
             ahead: Ahead::new(size, file.geometry().kind == Kind::Regular),
             end: AtomicU64::new(size),
             file,
-            discard,
+            discard: AtomicBool::new(discard),
+            no_flush: AtomicBool::new(false),
             dirty: AtomicBool::new(false),
             syncs: AtomicU32::new(0),
             flush_failed: AtomicI32::new(0),
@@ -82,6 +85,12 @@ impl FileProtocol {
             cannot_discard: AtomicBool::new(false),
             cannot_allocate: AtomicBool::new(false),
         }
+    }
+
+    /// Whether discards are passed on, and whether flushes are left out.
+    pub(crate) fn set_policy(&self, discard: bool, no_flush: bool) {
+        self.discard.store(discard, Ordering::Relaxed);
+        self.no_flush.store(no_flush, Ordering::Relaxed);
     }
 
     /// The file itself.
@@ -159,7 +168,7 @@ impl FileProtocol {
 
     /// Whether discards reach the file.
     pub(crate) fn discards(&self) -> bool {
-        self.discard
+        self.discard.load(Ordering::Relaxed)
     }
 
     pub(crate) fn request_alignment(&self) -> u64 {
@@ -235,7 +244,7 @@ impl FileProtocol {
         may_unmap: bool,
     ) -> IoResult<bool> {
         let _beyond = self.ahead.enter(offset + len).await;
-        let done = (may_unmap && self.discard && self.try_punch(shard, offset, len).await?)
+        let done = (may_unmap && self.discards() && self.try_punch(shard, offset, len).await?)
             || self.try_zero(shard, offset, len).await?
             || self.try_punch_and_allocate(shard, offset, len).await?;
         if done {
@@ -283,7 +292,7 @@ impl FileProtocol {
 
     /// Success also where the hint is not understood: it is a hint.
     pub(crate) async fn discard(&self, shard: &Shard, offset: u64, len: u64) -> IoResult<()> {
-        if !self.discard || self.cannot_discard.load(Ordering::Relaxed) {
+        if !self.discards() || self.cannot_discard.load(Ordering::Relaxed) {
             return Ok(());
         }
         self.set_dirty();
@@ -292,6 +301,9 @@ impl FileProtocol {
     }
 
     pub(crate) async fn flush(&self, shard: &Shard) -> IoResult<()> {
+        if self.no_flush.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         match self.flush_failed.load(Ordering::Acquire) {
             0 => {}
             errno => return Err(Errno::from_raw(errno)),

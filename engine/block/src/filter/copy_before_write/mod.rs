@@ -139,8 +139,8 @@ pub struct CopyBeforeWrite {
     cluster_size: u64,
     options: Options,
     /// The disk below the filter.
-    source: Path,
-    /// Where old data goes. The path is exchanged when its bitmaps change.
+    source: ArcSwap<Path>,
+    /// Where old data goes. Paths are exchanged when what is on them changes.
     target: ArcSwap<Path>,
     // Shared by all shards, lock-free.
     cells: Cells,
@@ -247,7 +247,7 @@ impl CopyBeforeWrite {
             size,
             cluster_size,
             options,
-            source,
+            source: ArcSwap::from_pointee(source),
             target: ArcSwap::from_pointee(target),
             cells,
             access,
@@ -272,8 +272,8 @@ impl CopyBeforeWrite {
     }
 
     /// The disk below the filter, as it is now.
-    pub(crate) fn source(&self) -> &Path {
-        &self.source
+    pub(crate) fn source(&self) -> Arc<Path> {
+        self.source.load_full()
     }
 
     /// Where old data goes.
@@ -286,8 +286,14 @@ impl CopyBeforeWrite {
         self.target.store(Arc::new(target));
     }
 
+    /// Other ways to the same disks. Nobody saves, and no job moves, meanwhile.
+    pub(crate) fn set_paths(&self, source: Path, target: Path) {
+        self.source.store(Arc::new(source));
+        self.target.store(Arc::new(target));
+    }
+
     /// From the disk to where its old data goes.
-    pub(crate) fn copier(&self) -> Copier<'_> {
+    pub(crate) fn copier(&self) -> Copier {
         let compress = self.options.compress;
         let piece_max = if compress {
             chunk::BYTES_MAX.max(self.options.target_cluster_size)
@@ -295,7 +301,7 @@ impl CopyBeforeWrite {
             chunk::BYTES_MAX
         };
         Copier {
-            source: &self.source,
+            source: self.source(),
             target: self.target(),
             compress,
             piece_max,

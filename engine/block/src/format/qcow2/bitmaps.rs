@@ -67,7 +67,7 @@ struct Held {
 }
 
 /// The bitmaps that an image's file holds.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Bitmaps {
     directory: Span,
     held: Vec<Held>,
@@ -266,6 +266,13 @@ impl Qcow2 {
     /// What was loaded when the image was opened, once.
     pub(crate) fn take_loaded_bitmaps(&self) -> Vec<StoredBitmap> {
         std::mem::take(&mut *self.loaded_bitmaps())
+    }
+
+    /// Goes on with the bitmaps of the same image as it was open before: they are
+    /// marked in use, but by nobody else.
+    pub(crate) async fn take_bitmaps_over(&self, before: &Self) {
+        let bitmaps = before.bitmaps.lock().await.clone();
+        *self.bitmaps.lock().await = bitmaps;
     }
 
     /// Says in the file that the bitmaps are being changed. To be called before

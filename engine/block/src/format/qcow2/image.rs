@@ -157,6 +157,14 @@ impl Qcow2 {
         loaded.unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether another opening is of the same image, as far as its disk and its
+    /// mapping tell.
+    pub(crate) fn is_same_image(&self, other: &Self) -> bool {
+        self.size() == other.size()
+            && self.cluster_size() == other.cluster_size()
+            && self.tables.l1() == other.tables.l1()
+    }
+
     /// Whether clusters can be stored compressed: only in the image itself.
     pub fn can_compress(&self) -> bool {
         self.data_file.is_none()
