@@ -1,0 +1,317 @@
+//! The same session with `ringback daemon` and with `qemu-storage-daemon`.
+//!
+//! Of what comes back everything is compared, after what no client can count on
+//! is made equal:
+//!
+//! - An answer stands directly behind its command: events may overtake it.
+//! - A job that pauses and runs on without a command between has only shown
+//!   that its disk stood still for a moment: both events are left out.
+//! - How far a cancelled job had come.
+
+use std::path::Path;
+
+use ringback_tests::image::{MIB, blank, noise, write_at};
+use ringback_tests::needs::{Need, needs};
+use ringback_tests::qmp::{Daemon, Event, Incoming, Program, Refusal};
+use ringback_tests::scratch::Scratch;
+use serde_json::{Map, Value, json};
+
+/// A session with one of them, and what has come of it.
+pub struct Talk {
+    program: Program,
+    scratch: Scratch,
+    daemon: Daemon,
+    lines: Vec<Line>,
+}
+
+/// What was said by whom.
+#[derive(Clone, Debug, PartialEq)]
+enum Line {
+    Command(String),
+    Answer(String),
+    Event { job: String, text: String },
+}
+
+impl Line {
+    fn text(&self) -> &str {
+        let (Self::Command(text) | Self::Answer(text) | Self::Event { text, .. }) = self;
+        text
+    }
+}
+
+impl Talk {
+    /// Starts a daemon in a directory with the files of [`disks`].
+    pub fn start(program: Program, words: &[&str]) -> Self {
+        let scratch = Scratch::new(env!("CARGO_TARGET_TMPDIR"));
+        disks(scratch.path());
+        let daemon = Daemon::start(program, scratch.path(), words);
+        Self {
+            program,
+            scratch,
+            daemon,
+            lines: Vec::new(),
+        }
+    }
+
+    /// Which daemon it is.
+    pub fn program(&self) -> Program {
+        self.program
+    }
+
+    /// Where its files are.
+    pub fn directory(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// Says a command, whatever the answer is.
+    pub fn say(&mut self, command: &str, arguments: &Value) -> Result<Value, Refusal> {
+        self.note();
+        self.lines
+            .push(Line::Command(format!("> {command} {arguments}")));
+        let reply = self.daemon.qmp.execute(command, arguments);
+        self.note();
+        reply
+    }
+
+    /// Says a command that must be followed.
+    #[track_caller]
+    pub fn ask(&mut self, command: &str, arguments: &Value) -> Value {
+        let reply = self.say(command, arguments);
+        reply.unwrap_or_else(|refusal| {
+            panic!("{:?}: {command} {arguments}: {refusal:?}", self.program)
+        })
+    }
+
+    /// Says a command that must be refused, and answers the description.
+    #[track_caller]
+    pub fn refused(&mut self, command: &str, arguments: &Value) -> String {
+        match self.say(command, arguments) {
+            Err(refusal) => refusal.desc,
+            Ok(value) => panic!("{:?}: {command} {arguments}: {value}", self.program),
+        }
+    }
+
+    /// A question whose answer is not compared.
+    #[track_caller]
+    pub fn look(&mut self, command: &str, arguments: &Value) -> Value {
+        self.note();
+        let value = self.daemon.qmp.run(command, arguments);
+        for incoming in self.daemon.qmp.take_log() {
+            if let Incoming::Event(event) = incoming {
+                self.note_event(&event);
+            }
+        }
+        value
+    }
+
+    /// Waits until a job has come to this state.
+    #[track_caller]
+    pub fn until(&mut self, id: &str, status: &str) {
+        self.daemon.qmp.wait_job(id, status);
+        self.note();
+    }
+
+    /// Waits for an event of this name.
+    #[track_caller]
+    pub fn until_event(&mut self, name: &str) {
+        let deadline = std::time::Instant::now() + ringback_tests::process::LIMIT;
+        self.daemon.qmp.wait_event(name, |_| true, deadline);
+        self.note();
+    }
+
+    /// A line for the shell in the daemon. Only `ringback` has one.
+    #[track_caller]
+    pub fn shell(&mut self, line: &str) -> String {
+        let arguments = json!({ "command-line": line });
+        let reply = self.ask("human-monitor-command", &arguments);
+        reply.as_str().expect("a text").to_owned()
+    }
+
+    fn note(&mut self) {
+        for incoming in self.daemon.qmp.take_log() {
+            match incoming {
+                Incoming::Reply(Ok(value)) => {
+                    let value = stable(value);
+                    self.lines.push(Line::Answer(format!("< {value}")));
+                }
+                Incoming::Reply(Err(Refusal { class, desc })) => {
+                    self.lines.push(Line::Answer(format!("< {class}: {desc}")));
+                }
+                Incoming::Event(event) => self.note_event(&event),
+            }
+        }
+    }
+
+    fn note_event(&mut self, event: &Event) {
+        let data = &event.data;
+        let job = data["id"].as_str().or(data["device"].as_str());
+        let job = job.unwrap_or_default().to_owned();
+        let text = if event.name == "JOB_STATUS_CHANGE" {
+            let status = data["status"].as_str().expect("a state");
+            format!("{job}:{status}")
+        } else {
+            let mut data = data.clone();
+            if event.name == "BLOCK_JOB_CANCELLED" {
+                data["offset"] = Value::Null;
+            }
+            format!("{} {data}", event.name)
+        };
+        self.lines.push(Line::Event { job, text });
+    }
+
+    /// Ends the daemon; what was said, made comparable.
+    #[track_caller]
+    pub fn finish(mut self) -> Vec<String> {
+        self.note();
+        self.daemon.quit();
+        comparable(self.lines)
+    }
+
+    /// Ends the daemon; what was said, as it was, and its directory.
+    #[track_caller]
+    pub fn finish_as_it_was(mut self) -> (Vec<String>, Scratch) {
+        self.note();
+        self.daemon.quit();
+        let lines = self.lines.iter().map(|line| line.text().to_owned());
+        (lines.collect(), self.scratch)
+    }
+
+    /// The same, and what the daemon wrote to its standard output.
+    #[track_caller]
+    pub fn finish_with_output(mut self) -> (Vec<String>, String, Scratch) {
+        self.note();
+        let finished = self.daemon.quit();
+        let lines = self.lines.iter().map(|line| line.text().to_owned());
+        (lines.collect(), finished.stdout, self.scratch)
+    }
+
+    /// The same where `quit` was said already.
+    #[track_caller]
+    pub fn ended(self) -> (Vec<String>, Scratch) {
+        self.daemon.ended();
+        let lines = self.lines.iter().map(|line| line.text().to_owned());
+        (lines.collect(), self.scratch)
+    }
+}
+
+/// `disk`: a MiB of bytes without a pattern; `blank`, `blank2`: as long, zeroes.
+pub fn disks(directory: &Path) {
+    for name in ["disk", "blank", "blank2"] {
+        blank(&directory.join(name), MIB);
+    }
+    write_at(&directory.join("disk"), 0, &noise(1, MIB));
+}
+
+/// Without what differs from one run to the next.
+fn stable(value: Value) -> Value {
+    match value {
+        Value::Array(values) => values.into_iter().map(stable).collect(),
+        Value::Object(members) => {
+            let is_job = members.contains_key("io-status");
+            let members: Map<String, Value> = members
+                .into_iter()
+                .map(|(name, value)| {
+                    let value = match name.as_str() {
+                        // Space on the disk.
+                        "actual-size" => Value::Null,
+                        // Of a job: whether it sleeps. Of a bitmap it counts.
+                        "busy" if is_job => Value::Null,
+                        _ => stable(value),
+                    };
+                    (name, value)
+                })
+                .collect();
+            members.into()
+        }
+        Value::String(text) if text.starts_with("#block") => "#block".into(),
+        other => other,
+    }
+}
+
+/// See the module's text.
+fn comparable(lines: Vec<Line>) -> Vec<String> {
+    let mut kept: Vec<Line> = Vec::new();
+    // Where the last command stands, and what each job has shown since.
+    let mut command_at = 0;
+    for line in lines {
+        match &line {
+            Line::Command(_) => {
+                command_at = kept.len();
+                kept.push(line);
+            }
+            Line::Answer(_) => kept.insert(command_at + 1, line),
+            Line::Event { job, text } => {
+                let since = kept.get(command_at + 1..).unwrap_or_default();
+                let of_job = |line: &Line| matches!(line, Line::Event { job: of, .. } if of == job);
+                let last = since.iter().rposition(of_job);
+                let last = last.map(|index| command_at + 1 + index);
+                match last {
+                    Some(last)
+                        if *text == format!("{job}:running")
+                            && kept[last].text() == format!("{job}:paused") =>
+                    {
+                        kept.remove(last);
+                    }
+                    _ => kept.push(line),
+                }
+            }
+        }
+    }
+    kept.iter().map(|line| line.text().to_owned()).collect()
+}
+
+/// The same session with both. Answers what `ringback` said.
+///
+/// # Panics
+///
+/// QEMU's daemon says something else.
+#[track_caller]
+pub fn beside(words: &[&str], session: impl Fn(&mut Talk)) -> Vec<String> {
+    let mut talk = Talk::start(Program::Ringback, words);
+    session(&mut talk);
+    let ours = talk.finish();
+    if needs(&[Need::Program("qemu-storage-daemon")]) {
+        let mut talk = Talk::start(Program::Qemu, words);
+        session(&mut talk);
+        let theirs = talk.finish();
+        assert_same(&ours, &theirs);
+    }
+    ours
+}
+
+/// Whether both have said the same.
+#[track_caller]
+pub fn assert_same(ours: &[String], theirs: &[String]) {
+    if let Some(at) = (0..ours.len().max(theirs.len())).find(|&at| ours.get(at) != theirs.get(at)) {
+        let from = at.saturating_sub(6);
+        let shown = |lines: &[String]| {
+            let lines = lines.iter().skip(from).take(12).cloned();
+            lines.collect::<Vec<_>>().join("\n  ")
+        };
+        panic!(
+            "ringback:\n  {}\nqemu-storage-daemon:\n  {}\nat {:?} and {:?}",
+            shown(ours),
+            shown(theirs),
+            ours.get(at),
+            theirs.get(at)
+        );
+    }
+}
+
+/// The events among lines.
+pub fn events(lines: &[String]) -> Vec<&str> {
+    lines
+        .iter()
+        .map(String::as_str)
+        .filter(|line| !line.starts_with(['<', '>']))
+        .collect()
+}
+
+/// Arguments with some members more, or others.
+pub fn with(base: &Value, more: &Value) -> Value {
+    let mut all = base.clone();
+    for (name, value) in more.as_object().expect("an object") {
+        all[name] = value.clone();
+    }
+    all
+}

@@ -1,0 +1,10 @@
+//! `ringback daemon` as programs see it that manage disks: its command line, its
+//! monitor, its jobs; beside `qemu-storage-daemon`, with the same words.
+
+mod beside;
+mod bitmaps;
+mod cbw;
+mod jobs;
+mod nodes;
+mod qemu_qmp;
+mod transcript;
