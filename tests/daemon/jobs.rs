@@ -42,6 +42,7 @@ fn cancelled(speed: u64) -> String {
 
 fn ended(name: &str, offset: &Value, speed: u64) -> String {
     let data = json!({
+        // By name, as they are compared.
         "device": "j", "len": LEN, "offset": offset, "speed": speed, "type": "backup",
     });
     format!("{name} {data}")

@@ -1,6 +1,7 @@
 //! `ringback daemon` as programs see it that manage disks: its command line, its
 //! monitor, its jobs; beside `qemu-storage-daemon`, with the same words.
 
+mod backup;
 mod beside;
 mod bitmaps;
 mod cbw;
