@@ -176,7 +176,11 @@ fn what_is_refused() {
         talk.refused("blockdev-add", &options);
         talk.ask("blockdev-add", &filter());
         talk.ask("blockdev-add", &access());
-        talk.ask("query-named-block-nodes", &json!({ "flat": true }));
+        let nodes = talk.look("query-named-block-nodes", &json!({ "flat": true }));
+        let nodes = nodes.as_array().expect("a list").iter();
+        let drivers: Vec<&Value> = nodes.map(|node| &node["drv"]).collect();
+        let expected = ["snapshot-access", "copy-before-write", "file", "file", "file"];
+        assert_eq!(drivers, expected);
         for node in ["disk", "saved", "cbw"] {
             talk.refused("blockdev-del", &json!({ "node-name": node }));
         }
