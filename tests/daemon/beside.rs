@@ -70,11 +70,6 @@ impl Talk {
         }
     }
 
-    /// Which daemon it is.
-    pub(crate) fn program(&self) -> Program {
-        self.program
-    }
-
     /// Where its files are.
     pub(crate) fn directory(&self) -> &Path {
         self.scratch.path()
@@ -153,7 +148,11 @@ impl Talk {
                 }
                 Incoming::Reply(Err(Refusal { class, desc })) => {
                     let conflict = "Permission conflict on node";
-                    let desc = if desc.starts_with(conflict) { conflict } else { &desc };
+                    let desc = if desc.starts_with(conflict) {
+                        conflict
+                    } else {
+                        &desc
+                    };
                     self.lines.push(Line::Answer(format!("< {class}: {desc}")));
                 }
                 Incoming::Event(event) => self.note_event(&event),
@@ -225,19 +224,26 @@ impl Talk {
     }
 }
 
-/// `disk`: a MiB of bytes without a pattern; `blank`, `blank2`, `spare`: as long,
+/// `disk`, `spare`: a MiB of bytes without a pattern; `blank`, `blank2`: as long,
 /// zeroes.
 pub(crate) fn disks(directory: &Path) {
     for name in ["disk", "blank", "blank2", "spare"] {
         blank(&directory.join(name), MIB);
     }
     write_at(&directory.join("disk"), 0, &noise(1, MIB));
+    write_at(&directory.join("spare"), 0, &noise(2, MIB));
 }
 
 /// What a node's entry is compared by: how it looks otherwise is a matter of the
 /// tests of queries.
-const COMPARED_OF_NODES: [&str; 6] =
-    ["node-name", "drv", "ro", "dirty-bitmaps", "backing_file", "backing_file_depth"];
+const COMPARED_OF_NODES: [&str; 6] = [
+    "node-name",
+    "drv",
+    "ro",
+    "dirty-bitmaps",
+    "backing_file",
+    "backing_file_depth",
+];
 
 /// Without what differs from one run to the next, members by their names.
 fn stable(value: Value) -> Value {
@@ -323,6 +329,22 @@ pub(crate) fn beside(words: &[&str], session: impl Fn(&mut Talk)) -> Vec<String>
         assert_same(&ours, &theirs);
     }
     ours
+}
+
+/// The same where events are in order for each job, but not among jobs.
+#[track_caller]
+pub(crate) fn beside_by_job(words: &[&str], session: impl Fn(&mut Talk)) {
+    let said = |program| {
+        let mut talk = Talk::start(program, words);
+        session(&mut talk);
+        let lines = talk.lines_by_job();
+        talk.finish();
+        lines
+    };
+    let ours = said(Program::Ringback);
+    if needs(&[Need::Program("qemu-storage-daemon")]) {
+        assert_same(&ours, &said(Program::Qemu));
+    }
 }
 
 /// Whether both have said the same.

@@ -53,7 +53,13 @@ fn what_is_refused() {
         talk.refused("block-dirty-bitmap-add", &on("r", &"x".repeat(1024)));
         talk.ask("block-dirty-bitmap-add", &on("r", &"x".repeat(1023)));
         talk.refused("block-dirty-bitmap-add", &on("zz", "b"));
-        for granularity in [json!(0), json!(256), json!(3000), json!(1u64 << 32), json!("1k")] {
+        for granularity in [
+            json!(0),
+            json!(256),
+            json!(3000),
+            json!(1u64 << 32),
+            json!("1k"),
+        ] {
             let mut arguments = on("r", "c");
             arguments["granularity"] = granularity;
             talk.refused("block-dirty-bitmap-add", &arguments);
@@ -93,10 +99,11 @@ fn merged() {
         }
         talk.ask("block-dirty-bitmap-add", &on("f", "other"));
         talk.ask("block-dirty-bitmap-add", &on("big", "big"));
-        let merge = |target: &str, sources: Value| {
-            json!({ "node": "r", "target": target, "bitmaps": sources })
-        };
-        talk.ask("block-dirty-bitmap-merge", &merge("a", json!(["b", "b", "c"])));
+        let merge = |target: &str, sources: Value| json!({ "node": "r", "target": target, "bitmaps": sources });
+        talk.ask(
+            "block-dirty-bitmap-merge",
+            &merge("a", json!(["b", "b", "c"])),
+        );
         let other = on("f", "other");
         talk.ask("block-dirty-bitmap-merge", &merge("a", json!(["b", other])));
         for sources in [
@@ -123,7 +130,8 @@ fn busy_with_a_job() {
         talk.ask("block-dirty-bitmap-add", &on("r", "free"));
         let backup = json!({
             "job-id": "j", "device": "r", "target": "dst", "sync": "full", "bitmap": "b",
-            "bitmap-mode": "always", "speed": 65536, "filter-node-name": "flt",
+            "bitmap-mode": "always", "speed": 1, "filter-node-name": "flt",
+            "x-perf": { "max-workers": 1, "max-chunk": 65536 },
         });
         talk.ask("blockdev-backup", &backup);
         for verb in ["remove", "clear", "enable", "disable"] {
@@ -143,9 +151,7 @@ fn busy_with_a_job() {
 #[test]
 fn in_transactions() {
     beside(RAW, |talk| {
-        let action = |verb: &str, name: &str| {
-            json!({ "type": format!("block-dirty-bitmap-{verb}"), "data": on("r", name) })
-        };
+        let action = |verb: &str, name: &str| json!({ "type": format!("block-dirty-bitmap-{verb}"), "data": on("r", name) });
         let all = |actions: Value| json!({ "actions": actions });
         talk.ask("block-dirty-bitmap-add", &on("r", "m"));
         let fresh = json!([
@@ -221,7 +227,10 @@ fn the_digest_of_what_was_written() {
 /// Stored at the end of one, found by the other.
 #[test]
 fn persistent_from_one_to_the_other() {
-    if !needs(&[Need::Program("qemu-img"), Need::Program("qemu-storage-daemon")]) {
+    if !needs(&[
+        Need::Program("qemu-img"),
+        Need::Program("qemu-storage-daemon"),
+    ]) {
         return;
     }
     let image = [
@@ -244,9 +253,11 @@ fn persistent_from_one_to_the_other() {
         ] {
             talk.ask("blockdev-add", &options);
         }
-        for (name, disabled, persistent) in
-            [("on", false, true), ("off", true, true), ("lost", false, false)]
-        {
+        for (name, disabled, persistent) in [
+            ("on", false, true),
+            ("off", true, true),
+            ("lost", false, false),
+        ] {
             let add = json!({
                 "node": "q", "name": name, "disabled": disabled, "persistent": persistent,
             });
@@ -277,7 +288,10 @@ fn persistent_from_one_to_the_other() {
         found.sort();
         assert_eq!(
             found,
-            [("off".to_owned(), false, true), ("on".to_owned(), true, true)],
+            [
+                ("off".to_owned(), false, true),
+                ("on".to_owned(), true, true)
+            ],
             "{first:?} to {second:?}"
         );
         daemon.quit();

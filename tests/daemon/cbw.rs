@@ -84,7 +84,9 @@ fn under_load() {
     assert!(!stdout.contains("Pattern verification"), "{stdout}");
     let after = content(&scratch.join("disk"));
     let full = |from: usize, to: usize, byte: u8| {
-        after[from << 10..to << 10].iter().all(|&found| found == byte)
+        after[from << 10..to << 10]
+            .iter()
+            .all(|&found| found == byte)
     };
     assert!(full(0, 64, 0x33), "written under the filter");
     assert!(full(64, 576, 0x44), "written while the filter went");
@@ -103,7 +105,10 @@ fn again_and_again_under_load() {
         drive(&mut talk, "cbw");
         talk.ask("blockdev-add", &access());
         for part in 0..8 {
-            device(&mut talk, &format!("aio_write -P {new} {}k 128k", part * 128));
+            device(
+                &mut talk,
+                &format!("aio_write -P {new} {}k 128k", part * 128),
+            );
             snapshot(&mut talk, &format!("read -P {old} {}k 128k", part * 128));
         }
         snapshot(&mut talk, &format!("read -P {old} 0 1M"));
@@ -124,7 +129,11 @@ fn again_and_again_under_load() {
 
 #[test]
 fn a_backup_of_the_snapshot() {
-    let words = [DEVICE, &["--blockdev", "file,node-name=dst,filename=blank2"]].concat();
+    let words = [
+        DEVICE,
+        &["--blockdev", "file,node-name=dst,filename=blank2"],
+    ]
+    .concat();
     let mut talk = Talk::start(Program::Ringback, &words);
     let before = content(&talk.directory().join("disk"));
     talk.ask("blockdev-add", &filter());
@@ -179,7 +188,13 @@ fn what_is_refused() {
         let nodes = talk.look("query-named-block-nodes", &json!({ "flat": true }));
         let nodes = nodes.as_array().expect("a list").iter();
         let drivers: Vec<&Value> = nodes.map(|node| &node["drv"]).collect();
-        let expected = ["snapshot-access", "copy-before-write", "file", "file", "file"];
+        let expected = [
+            "snapshot-access",
+            "copy-before-write",
+            "file",
+            "file",
+            "file",
+        ];
         assert_eq!(drivers, expected);
         for node in ["disk", "saved", "cbw"] {
             talk.refused("blockdev-del", &json!({ "node-name": node }));

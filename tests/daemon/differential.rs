@@ -67,10 +67,8 @@ fn bitmap_change(random: &mut Random) -> Said {
                 arguments["disabled"] = true.into();
             }
             if random.one_in(4) {
-                arguments["granularity"] = [512, 65536, 1000, 1 << 20][random.below(4) as usize].into();
-            }
-            if random.one_in(10) {
-                arguments["persistent"] = true.into();
+                arguments["granularity"] =
+                    [512, 65536, 1000, 1 << 20][random.below(4) as usize].into();
             }
             ("block-dirty-bitmap-add", arguments)
         }
@@ -178,7 +176,10 @@ fn job_verb(random: &mut Random) -> Said {
         12 => ("block-job-cancel", json!({ "device": job, "force": true })),
         _ => {
             let speed = [0, 1, 1, -1][random.below(4) as usize];
-            ("block-job-set-speed", json!({ "device": job, "speed": speed }))
+            (
+                "block-job-set-speed",
+                json!({ "device": job, "speed": speed }),
+            )
         }
     }
 }
@@ -279,7 +280,10 @@ fn session(seed: u64) {
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name}={text} is no number")),
+    )
 }
 
 #[test]

@@ -75,9 +75,15 @@ fn last_words(text: &str) -> &str {
 fn texts() {
     let scratch = scratch();
     let help = run(&mut daemon(&scratch, &["--help"])).succeeded();
-    assert!(help.stdout.starts_with("Usage: ringback daemon"), "{help:#?}");
+    assert!(
+        help.stdout.starts_with("Usage: ringback daemon"),
+        "{help:#?}"
+    );
     let version = run(&mut daemon(&scratch, &["--version"])).succeeded();
-    assert!(version.stdout.starts_with("ringback daemon "), "{version:#?}");
+    assert!(
+        version.stdout.starts_with("ringback daemon "),
+        "{version:#?}"
+    );
     for word in ["-h", "-V"] {
         let short = run(&mut daemon(&scratch, &[word])).succeeded();
         assert!(!short.stdout.is_empty(), "{short:#?}");
@@ -90,7 +96,10 @@ fn under_its_other_name() {
     let link = scratch.join("qemu-storage-daemon");
     symlink(ringback(), &link).expect("a link");
     let version = run(Command::new(&link).arg("--version")).succeeded();
-    assert!(version.stdout.contains("qemu-storage-daemon "), "{version:#?}");
+    assert!(
+        version.stdout.contains("qemu-storage-daemon "),
+        "{version:#?}"
+    );
     let mut ask = Command::new(&link);
     ask.args(["--chardev", "stdio,id=c", "--monitor", "chardev=c"]);
     let text = "{'execute': 'qmp_capabilities'}{'execute': 'quit'}";
@@ -170,7 +179,11 @@ fn in_the_background() {
     qmp.run("quit", &json!({}));
     qmp.wait_end();
     wait_for("the end of the process", || !scratch.join("pid").exists());
-    let words = ["--daemonize", "--blockdev", "file,node-name=f,filename=nope"];
+    let words = [
+        "--daemonize",
+        "--blockdev",
+        "file,node-name=f,filename=nope",
+    ];
     run(&mut daemon(&scratch, &words))
         .failed_with(1)
         .saying("Could not open 'nope': No such file or directory");
@@ -212,7 +225,10 @@ fn signals() {
             .into_iter()
             .map(|event| event.name)
             .collect();
-        assert!(events.contains(&"BLOCK_JOB_CANCELLED".to_owned()), "{events:?}");
+        assert!(
+            events.contains(&"BLOCK_JOB_CANCELLED".to_owned()),
+            "{events:?}"
+        );
         let finished = daemon.ended();
         assert_eq!(finished.stderr, "", "{signal}");
         qemu_img(&["check", "-q", "image"]);
@@ -322,10 +338,7 @@ fn on_a_socket_of_the_caller() {
     let mut shell = Command::new("sh");
     shell.args(["-c", script]).arg(ringback());
     let input = listener.try_clone().expect("a socket");
-    let mut child = shell
-        .stdin(OwnedFd::from(input))
-        .spawn()
-        .expect("a shell");
+    let mut child = shell.stdin(OwnedFd::from(input)).spawn().expect("a shell");
     let mut qmp = Qmp::connect(&path).negotiated();
     qmp.run("quit", &json!({}));
     assert!(child.wait().expect("a child").success());

@@ -60,11 +60,30 @@ impl<'a> Scenario<'a> {
     fn read(heading: &'a str) -> Option<Self> {
         let words: Vec<&str> = heading.split(' ').collect();
         match words.as_slice() {
-            ["===", "Mode", _, "Bitmap", "Sync", bitmap_mode, "without", ..] => Some(Self {
+            [
+                "===",
+                "Mode",
+                _,
+                "Bitmap",
+                "Sync",
+                bitmap_mode,
+                "without",
+                ..,
+            ] => Some(Self {
                 bitmap_mode,
                 failure: "without",
             }),
-            ["===", "Mode", _, "Bitmap", "Sync", bitmap_mode, "with", failure, ..] => Some(Self {
+            [
+                "===",
+                "Mode",
+                _,
+                "Bitmap",
+                "Sync",
+                bitmap_mode,
+                "with",
+                failure,
+                ..,
+            ] => Some(Self {
                 bitmap_mode,
                 failure,
             }),
@@ -114,7 +133,11 @@ impl<'a> Replay<'a> {
             let line = self.next();
             self.replay(line);
         }
-        assert_eq!(self.step, Step::MakeFile, "an image was not made to its end");
+        assert_eq!(
+            self.step,
+            Step::MakeFile,
+            "an image was not made to its end"
+        );
         self.end_daemon();
     }
 
@@ -189,8 +212,7 @@ impl<'a> Replay<'a> {
         assert_eq!(answer, expected, "{line}");
         match command {
             "blockdev-add" => {
-                let device =
-                    json!({ "driver": "scsi-hd", "id": "device0", "drive": "drive0" });
+                let device = json!({ "driver": "scsi-hd", "id": "device0", "drive": "drive0" });
                 self.daemon().qmp.run("device_add", &device);
             }
             "blockdev-backup" if reply.is_ok() && arguments["auto-finalize"] == false => {
@@ -256,8 +278,7 @@ impl<'a> Replay<'a> {
                 create("bdc-file-job", options);
             }
             Step::AddFile => {
-                let options =
-                    json!({ "driver": "file", "node-name": protocol, "filename": image });
+                let options = json!({ "driver": "file", "node-name": protocol, "filename": image });
                 daemon.qmp.run("blockdev-add", &options);
             }
             Step::MakeFormat => {
@@ -279,10 +300,7 @@ impl<'a> Replay<'a> {
                 break whole;
             }
         };
-        let nodes = self
-            .daemon()
-            .qmp
-            .run("query-named-block-nodes", &json!({}));
+        let nodes = self.daemon().qmp.run("query-named-block-nodes", &json!({}));
         let mut found = Map::new();
         for node in nodes.as_array().expect("a list of nodes") {
             if let Some(bitmaps) = node.get("dirty-bitmaps") {
@@ -332,7 +350,10 @@ impl<'a> Replay<'a> {
             Some(1) => "Mismatch",
             _ => panic!("{compared:#?}"),
         };
-        assert!(line.ends_with(&format!(" ==> {found}, OK!")), "{line}: {found}");
+        assert!(
+            line.ends_with(&format!(" ==> {found}, OK!")),
+            "{line}: {found}"
+        );
     }
 }
 

@@ -157,7 +157,10 @@ impl Qmp {
             Err(error) if error.kind() == ErrorKind::ConnectionReset => None,
             Err(error) => panic!("nothing comes from the monitor: {error}"),
             Ok(_) => {
-                assert!(line.ends_with("\r\n"), "an end of line is missing: {line:?}");
+                assert!(
+                    line.ends_with("\r\n"),
+                    "an end of line is missing: {line:?}"
+                );
                 let value = serde_json::from_str(&line);
                 Some(value.unwrap_or_else(|error| panic!("{error}: {line}")))
             }

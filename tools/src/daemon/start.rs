@@ -150,10 +150,17 @@ fn serve(program: &str, line: &CommandLine) -> Result<ExitCode, String> {
             match pid_file {
                 Ok(pid_file) => {
                     wait_for_signals(&signals, &address);
-                    if line.daemonize {
-                        leave_terminal().map_err(|error| format!("{program}: {error}"))?;
+                    let ended = open_chardevs(program, line, &address)
+                        // Whoever waits for the daemon finds its sockets, and paths
+                        // are meant from where it was started.
+                        .and_then(|()| match line.daemonize {
+                            true => leave_terminal().map_err(|error| format!("{program}: {error}")),
+                            false => Ok(()),
+                        });
+                    match &ended {
+                        Ok(()) => running.serve(&shards),
+                        Err(_) => running.abandon(&shards),
                     }
-                    let ended = running.serve(&shards, line, &address, program);
                     drop(pid_file);
                     ended
                 }
@@ -173,18 +180,7 @@ fn serve(program: &str, line: &CommandLine) -> Result<ExitCode, String> {
 struct Made;
 
 impl Made {
-    fn serve(
-        self,
-        shards: &Shards,
-        line: &CommandLine,
-        address: &Address,
-        program: &str,
-    ) -> Result<(), String> {
-        for placed in &line.options {
-            if let Opt::Chardev(device) = &placed.option {
-                open_chardev(device, address).map_err(|error| placed.complain(program, &error))?;
-            }
-        }
+    fn serve(self, shards: &Shards) {
         let ended = shards.spawn_on(CONTROL_SHARD, |shard: Shard| async move {
             if let Some(control) = shard.local::<Parked>().take() {
                 control.run().await;
@@ -192,7 +188,6 @@ impl Made {
         });
         // The shard was stopped: nothing is left to do.
         let _ = ended.wait();
-        Ok(())
     }
 
     fn abandon(self, shards: &Shards) {
@@ -258,6 +253,15 @@ async fn make(control: &mut Control, placed: &Placed) -> Result<(), String> {
         Opt::Device(device) => control.add_device(device).await,
     };
     made.map_err(|error| error.desc)
+}
+
+fn open_chardevs(program: &str, line: &CommandLine, address: &Address) -> Result<(), String> {
+    for placed in &line.options {
+        if let Opt::Chardev(device) = &placed.option {
+            open_chardev(device, address).map_err(|error| placed.complain(program, &error))?;
+        }
+    }
+    Ok(())
 }
 
 fn open_chardev(device: &Chardev, address: &Address) -> Result<(), String> {
