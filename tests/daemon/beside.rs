@@ -76,11 +76,22 @@ impl Talk {
     }
 
     /// Says a command, whatever the answer is.
+    #[track_caller]
     pub(crate) fn say(&mut self, command: &str, arguments: &Value) -> Result<Value, Refusal> {
+        let reply = self.say_if_alive(command, arguments);
+        reply.unwrap_or_else(|| panic!("{:?} died of {command} {arguments}", self.program))
+    }
+
+    /// The same. None: the daemon has died of it.
+    pub(crate) fn say_if_alive(
+        &mut self,
+        command: &str,
+        arguments: &Value,
+    ) -> Option<Result<Value, Refusal>> {
         self.note();
         self.lines
             .push(Line::Command(format!("> {command} {arguments}")));
-        let reply = self.daemon.qmp.execute(command, arguments);
+        let reply = self.daemon.qmp.execute_if_alive(command, arguments);
         self.note();
         reply
     }

@@ -251,13 +251,6 @@ fn their_size() {
             &json!({ "driver": "null-co", "node-name": "n", "size": 512 }),
         );
         talk.refused("block_resize", &resize("n", 1024));
-        add(
-            talk,
-            &json!({
-                "driver": "file", "node-name": "ro", "filename": "blank", "read-only": true,
-            }),
-        );
-        talk.refused("block_resize", &resize("ro", 1024));
         talk.ask("query-named-block-nodes", &json!({ "flat": true }));
     });
 }

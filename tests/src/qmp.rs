@@ -205,13 +205,21 @@ impl Qmp {
     /// The other side hangs up.
     #[track_caller]
     pub fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value, Refusal> {
+        let reply = self.execute_if_alive(command, arguments);
+        reply.unwrap_or_else(|| panic!("hung up on {command} {arguments}"))
+    }
+
+    /// The same. None: the other side hangs up instead of an answer.
+    pub fn execute_if_alive(
+        &mut self,
+        command: &str,
+        arguments: &Value,
+    ) -> Option<Result<Value, Refusal>> {
         let request = json!({ "execute": command, "arguments": arguments });
         self.send(format!("{request}\n").as_bytes());
         loop {
-            match self.receive() {
-                Some(Incoming::Reply(reply)) => return reply,
-                Some(Incoming::Event(_)) => {}
-                None => panic!("hung up on {request}"),
+            if let Incoming::Reply(reply) = self.receive()? {
+                return Some(reply);
             }
         }
     }
