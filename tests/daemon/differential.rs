@@ -48,8 +48,8 @@ impl Random {
         self.below(count) == 0
     }
 
-    fn of(&mut self, words: &[&'static str]) -> &'static str {
-        words[usize::try_from(self.below(words.len() as u64)).expect("few words")]
+    fn of<T: Copy>(&mut self, all: &[T]) -> T {
+        all[usize::try_from(self.below(all.len() as u64)).expect("few")]
     }
 }
 
@@ -73,8 +73,7 @@ fn bitmap_change(random: &mut Random) -> Said {
                 arguments["disabled"] = true.into();
             }
             if random.one_in(4) {
-                arguments["granularity"] =
-                    [512, 65536, 1000, 1 << 20][random.below(4) as usize].into();
+                arguments["granularity"] = random.of(&[512, 65536, 1000, 1 << 20]).into();
             }
             ("block-dirty-bitmap-add", arguments)
         }
@@ -186,7 +185,7 @@ fn job_verb(random: &mut Random) -> Said {
         11 => ("block-job-dismiss", id),
         12 => ("block-job-cancel", json!({ "device": job, "force": true })),
         _ => {
-            let speed = [0, 1, 1, -1][random.below(4) as usize];
+            let speed = random.of(&[0, 1, 1, -1]);
             (
                 "block-job-set-speed",
                 json!({ "device": job, "speed": speed }),

@@ -7,7 +7,8 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use ringback_tests::binary::ringback;
 use ringback_tests::needs::{Need, needs};
 use ringback_tests::process::{Running, run, wait_for};
@@ -154,6 +155,16 @@ fn a_pid_file() {
         .saying("cannot create PID file: Cannot open pid file: No such file or directory");
 }
 
+/// A process that is no child, ended when a test panics.
+struct Background(Pid);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = kill(self.0, Signal::SIGKILL);
+    }
+}
+
 #[test]
 fn in_the_background() {
     let scratch = scratch();
@@ -171,14 +182,15 @@ fn in_the_background() {
     // When the caller is back, the process has its number.
     run(&mut daemon(&scratch, &words)).succeeded();
     let number = std::fs::read_to_string(scratch.join("pid")).expect("a file");
-    let number: u32 = number.trim().parse().expect("a number");
-    assert_ne!(number, std::process::id());
+    let number: i32 = number.trim().parse().expect("a number");
+    let background = Background(Pid::from_raw(number));
     let mut qmp = Qmp::connect(&scratch.join("qmp.sock")).negotiated();
     let nodes = qmp.run("query-named-block-nodes", &json!({}));
     assert_eq!(nodes[0]["node-name"], "f");
     qmp.run("quit", &json!({}));
     qmp.wait_end();
     wait_for("the end of the process", || !scratch.join("pid").exists());
+    std::mem::forget(background);
     let words = [
         "--daemonize",
         "--blockdev",
