@@ -14,8 +14,22 @@
 //! | --- | --- |
 //! | entries of nodes beside [`COMPARED_OF_NODES`] | tests of queries look at them |
 //! | who stands in whose way, behind `Permission conflict on node` | other words for the same |
-//! | bitmaps of a copy-before-write filter | one stands with the disk, as QEMU 4.2 had it |
+//! | bitmaps of a copy-before-write filter | one stands with the disk, as in the transcript that is replayed |
 //! | `ro` of a node under an overlay | QEMU makes it read-only for good |
+//!
+//! What the sessions leave out because the answers differ still:
+//!
+//! | what is asked | QEMU | ringback |
+//! | --- | --- | --- |
+//! | `host_device` of a regular file | refuses | opens it |
+//! | `file` of `/dev/null` | `'file' driver requires ...` | words of its own |
+//! | a backup to a read-only `raw` over a null disk | refuses | starts |
+//! | a backup to the source of another | `Permission conflict` | `Node 'src' is busy` |
+//! | a new size for a file under an image | `Permission conflict` | `Node basef is in use` |
+//! | a new size for a read-only file | `Image is read-only` | `Could not resize file: ...` |
+//! | a persistent bitmap of a raw disk whose name is taken | cannot store | already exists |
+//! | a backup with a negative speed | shows `created`, `null` | no events |
+//! | the end with a concluded job | shows `null` | no event |
 
 use std::path::Path;
 
