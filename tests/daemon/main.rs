@@ -1,4 +1,15 @@
-//! `ringback daemon` as management tools see it.
+//! `ringback daemon` as programs see it that manage disks: its command line, its
+//! monitor, its jobs; beside `qemu-storage-daemon`, with the same words.
 
+mod backup;
+mod beside;
+mod bitmaps;
+mod cbw;
+mod differential;
+mod jobs;
+mod nodes;
+mod qemu_qmp;
 mod qmp;
 mod queries;
+mod start;
+mod transcript;

@@ -11,6 +11,7 @@
 //! | `device` | loop devices and mounts that go away, also on panic |
 //! | `hostile` | what must hold for any bytes at all |
 //! | `image` | raw images: making, changing, comparing |
+//! | `qmp` | daemons and their monitors |
 //! | `report` | the report of `ringback bench --json` |
 
 pub mod binary;
@@ -19,5 +20,6 @@ pub mod hostile;
 pub mod image;
 pub mod needs;
 pub mod process;
+pub mod qmp;
 pub mod report;
 pub mod scratch;

@@ -4,6 +4,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// What a test may need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub enum Need {
     LoopDevices,
     /// A program in the search path.
     Program(&'static str),
+    /// A module of Python's, and Python.
+    PythonModule(&'static str),
 }
 
 /// Whether all that is needed is there. If not, the test returns early.
@@ -43,6 +46,13 @@ fn missing(need: Need) -> Option<String> {
             Some("needs loop devices (/dev/loop-control)".into())
         }
         Need::LoopDevices => missing(Need::Program("losetup")),
+        Need::PythonModule(_) if find("python3").is_none() => Some("needs 'python3'".into()),
+        Need::PythonModule(name) => {
+            let mut python = Command::new("python3");
+            python.args(["-c", &format!("import {name}")]);
+            let is_there = python.output().is_ok_and(|output| output.status.success());
+            (!is_there).then(|| format!("needs the Python module '{name}'"))
+        }
         Need::Program(name) => find(name).is_none().then(|| format!("needs '{name}'")),
     }
 }

@@ -487,7 +487,10 @@ async fn take_step(
     let graph = |error: GraphError| CommandError::generic(reason(error));
     match step {
         Step::Refused(error) => Err(error.clone()),
-        Step::Bitmap(change) => change.apply(transaction).await.map_err(graph),
+        Step::Bitmap(change) => {
+            change.check_node(transaction.graph())?;
+            change.apply(transaction).await.map_err(graph)
+        }
         Step::Snapshot { node, overlay } => transaction.overlay(node, overlay).map_err(graph),
         Step::Backup { id, spec, flags } => {
             let prepared =

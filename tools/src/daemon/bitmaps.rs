@@ -1,6 +1,6 @@
 //! The commands of dirty bitmaps, alone and in a transaction.
 
-use ringback_block::graph::{BitmapSpec, GraphError, MergeFrom, Transaction};
+use ringback_block::graph::{BitmapSpec, Graph, GraphError, MergeFrom, Transaction};
 use ringback_qmp_shim::command::{
     BlockDirtyBitmap, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge, BlockDirtyBitmapOrStr,
     TransactionAction,
@@ -75,6 +75,15 @@ impl Change {
         Some(change.resolved(control))
     }
 
+    /// Whether there is the node. QEMU looks for that of a new bitmap, and only
+    /// for that, among devices too, and says so.
+    pub(super) fn check_node(&self, graph: &Graph) -> Result<(), CommandError> {
+        if matches!(self, Self::Add(_)) || graph.contains(self.node()) {
+            return Ok(());
+        }
+        Err(node_not_found(self.node()))
+    }
+
     pub(super) async fn apply(&self, transaction: &mut Transaction<'_>) -> Result<(), GraphError> {
         match self {
             Self::Add(add) => transaction.add_bitmap(
@@ -98,6 +107,10 @@ impl Change {
     }
 }
 
+fn node_not_found(node: &str) -> CommandError {
+    CommandError::generic(format!("Node '{node}' not found"))
+}
+
 fn merge_source(source: &BlockDirtyBitmapOrStr) -> MergeFrom<'_> {
     match source {
         BlockDirtyBitmapOrStr::Local(name) => MergeFrom { node: None, name },
@@ -111,6 +124,7 @@ fn merge_source(source: &BlockDirtyBitmapOrStr) -> MergeFrom<'_> {
 impl Control {
     pub(super) async fn change_bitmap(&mut self, change: Change) -> Reply {
         let change = change.resolved(self);
+        change.check_node(&self.graph)?;
         let changed = self
             .graph
             .transact(&self.shard, &[change.node()], async |transaction| {
@@ -126,11 +140,11 @@ impl Control {
     pub(super) fn bitmap_sha256(&self, bitmap: &BlockDirtyBitmap) -> Reply {
         let node = self
             .find_node(Some(&bitmap.node), Some(&bitmap.node))
-            .map_err(|_| CommandError::generic(format!("Node '{}' not found", bitmap.node)))?;
+            .map_err(|_| node_not_found(&bitmap.node))?;
         let bitmaps = self
             .graph
             .bitmaps(&node)
-            .map_err(|_| CommandError::generic(format!("Node '{}' not found", bitmap.node)))?;
+            .map_err(|_| node_not_found(&bitmap.node))?;
         let found = bitmaps.get(&bitmap.name).ok_or_else(|| {
             CommandError::generic(format!("Dirty bitmap '{}' not found", bitmap.name))
         })?;

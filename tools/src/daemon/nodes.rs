@@ -68,7 +68,10 @@ impl Control {
         }
         let busy = |why: &str| generic(format!("Node '{name}' is busy: {why}"));
         match self.jobs.using(name) {
-            Some(("main node", _)) => return Err(generic(format!("Node {name} is in use"))),
+            // Whoever uses the disk uses it through the job's filter.
+            Some(("main node", _)) if self.graph.has_users(name) => {
+                return Err(generic(format!("Node {name} is in use")));
+            }
             Some(("source", _)) => {
                 return Err(generic(format!("Block device {name} is in use")));
             }

@@ -165,10 +165,23 @@ fn serve(program: &str, line: &CommandLine) -> Result<ExitCode, String> {
             match pid_file {
                 Ok(pid_file) => {
                     wait_for_signals(&signals, &address);
-                    if line.daemonize {
-                        leave_terminal().map_err(|error| format!("{program}: {error}"))?;
+                    let sockets = sockets(line);
+                    let ended = open_chardevs(program, line, &address)
+                        // Whoever waits for the daemon finds its sockets, and paths
+                        // are meant from where it was started.
+                        .and_then(|()| match line.daemonize {
+                            true => leave_terminal().map_err(|error| format!("{program}: {error}")),
+                            false => Ok(()),
+                        });
+                    match &ended {
+                        Ok(()) => running.serve(&shards),
+                        Err(_) => running.abandon(&shards),
                     }
-                    let ended = running.serve(&shards, line, &address, program);
+                    // If they could not be made they are somebody else's.
+                    for path in sockets.iter().filter(|_| ended.is_ok()) {
+                        // Somebody may have removed it.
+                        let _ = std::fs::remove_file(path);
+                    }
                     drop(pid_file);
                     ended
                 }
@@ -188,18 +201,7 @@ fn serve(program: &str, line: &CommandLine) -> Result<ExitCode, String> {
 struct Made;
 
 impl Made {
-    fn serve(
-        self,
-        shards: &Shards,
-        line: &CommandLine,
-        address: &Address,
-        program: &str,
-    ) -> Result<(), String> {
-        for placed in &line.options {
-            if let Opt::Chardev(device) = &placed.option {
-                open_chardev(device, address).map_err(|error| placed.complain(program, &error))?;
-            }
-        }
+    fn serve(self, shards: &Shards) {
         let ended = shards.spawn_on(CONTROL_SHARD, |shard: Shard| async move {
             if let Some(control) = shard.local::<Parked>().take() {
                 control.run().await;
@@ -207,12 +209,6 @@ impl Made {
         });
         // The shard was stopped: nothing is left to do.
         let _ = ended.wait();
-        for placed in &line.options {
-            if let Opt::Chardev(device) = &placed.option {
-                remove_socket(device);
-            }
-        }
-        Ok(())
     }
 
     fn abandon(self, shards: &Shards) {
@@ -280,6 +276,15 @@ async fn make(control: &mut Control, placed: &Placed) -> Result<(), String> {
     made.map_err(|error| error.desc)
 }
 
+fn open_chardevs(program: &str, line: &CommandLine, address: &Address) -> Result<(), String> {
+    for placed in &line.options {
+        if let Opt::Chardev(device) = &placed.option {
+            open_chardev(device, address).map_err(|error| placed.complain(program, &error))?;
+        }
+    }
+    Ok(())
+}
+
 fn open_chardev(device: &Chardev, address: &Address) -> Result<(), String> {
     let (place, side) = match &device.backend {
         Backend::Null => (Place::Null, None),
@@ -334,15 +339,22 @@ fn open_chardev(device: &Chardev, address: &Address) -> Result<(), String> {
     chardev::start(spec, address)
 }
 
-/// Nobody listens any more.
-fn remove_socket(device: &Chardev) {
-    if let Backend::Socket(socket) = &device.backend
-        && matches!(socket.side, Side::Server { .. })
-        && let SocketAddress::Unix(unix) = &socket.address
-    {
-        // Somebody may have removed it.
-        let _ = std::fs::remove_file(&unix.path);
-    }
+/// Where clients come in, wherever the process may go.
+fn sockets(line: &CommandLine) -> Vec<PathBuf> {
+    let paths = line
+        .options
+        .iter()
+        .filter_map(|placed| match &placed.option {
+            Opt::Chardev(Chardev {
+                backend: Backend::Socket(socket),
+                ..
+            }) if matches!(socket.side, Side::Server { .. }) => match &socket.address {
+                SocketAddress::Unix(unix) => std::path::absolute(&unix.path).ok(),
+                _ => None,
+            },
+            _ => None,
+        });
+    paths.collect()
 }
 
 fn refuse_unsupported(inet: &InetAddress) -> Result<(), String> {

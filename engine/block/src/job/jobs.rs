@@ -505,8 +505,8 @@ impl Jobs {
     /// [`JobRefusal`].
     pub fn resume(&mut self, id: &str) -> Result<(), JobRefusal> {
         let index = self.index(id).ok_or(JobRefusal::NotFound)?;
-        let job = &mut self.jobs[index];
-        if !job.paused && job.status.accepts(Verb::Resume) {
+        // Before its state is looked at, as QEMU does.
+        if !self.jobs[index].paused {
             return Err(JobRefusal::NotPaused);
         }
         let index = self.job_for(id, Verb::Resume)?;
