@@ -90,7 +90,7 @@ impl CommandError {
 
 impl From<OptionError> for CommandError {
     fn from(error: OptionError) -> Self {
-        Self::generic(error.to_string())
+        Self::generic(error.without_hint())
     }
 }
 

@@ -15,8 +15,8 @@
 //! # Two passes
 //!
 //! As in qemu-storage-daemon, the whole line is looked through for what concerns the process
-//! before the first other option is looked at: so `x --help` shows help, and a misspelt
-//! option is found whatever stands before it. Then the others are read in their order, since
+//! (`-h`, `-V`, `--pidfile`, `--daemonize`, `-v`) before the first other option is looked at: so
+//! `x --help` shows help, and a misspelt option is found whatever stands before it. Then the others are read in their order, since
 //! each may refer to those before it.
 //!
 //! Here all of this is over before anything is made. Of two mistakes it may thus report the
@@ -171,7 +171,7 @@ impl Parser<'_> {
         let mut getopt = getopt::Getopt::new(words);
         while let Some(next) = getopt.next() {
             let option = next.map_err(|text| format!("{}: {text}", self.program))?;
-            if let Some(text) = self.first_pass(&option)? {
+            if let Some(text) = self.first_pass(&option) {
                 return Ok(Request::Show(text));
             }
             given.push(option);
@@ -185,33 +185,19 @@ impl Parser<'_> {
     }
 
     /// What concerns the process.
-    fn first_pass(&mut self, given: &Given) -> Result<Option<String>, String> {
-        let Given { flag, value, words } = given;
-        match flag {
-            Flag::Help => return Ok(Some(help::usage(self.program))),
-            Flag::Version => return Ok(Some(help::version(self.program))),
+    fn first_pass(&mut self, given: &Given) -> Option<String> {
+        match given.flag {
+            Flag::Help => return Some(help::usage(self.program)),
+            Flag::Version => return Some(help::version(self.program)),
             Flag::Daemonize => self.line.daemonize = true,
-            Flag::Pidfile => self.line.pidfile = Some(value.clone()),
+            Flag::Pidfile => self.line.pidfile = Some(given.value.clone()),
             Flag::Verbose => self.line.verbosity += 1,
-            Flag::Shards => {
-                let shards = read_shards(value).map_err(|error| self.complain(words, &error))?;
-                self.line.shards = Some(shards);
-            }
-            Flag::Trace => {
-                let mut warnings = Vec::new();
-                let read = read_trace(value, &mut warnings);
-                self.warn(words, warnings);
-                match read.map_err(|error| self.complain(words, &error))? {
-                    Trace::Help => return Ok(Some(String::new())),
-                    Trace::Pattern(pattern) => self.line.trace.extend(pattern),
-                }
-            }
             _ => {}
         }
-        Ok(None)
+        None
     }
 
-    /// What is to be made.
+    /// Everything else.
     fn second_pass(&mut self, given: Given) -> Result<Option<String>, String> {
         let Given { flag, value, words } = given;
         let mut warnings = Vec::new();
@@ -220,6 +206,14 @@ impl Parser<'_> {
         let option = match read {
             Ok(Read::Option(option)) => option,
             Ok(Read::Nothing) => return Ok(None),
+            Ok(Read::Shards(shards)) => {
+                self.line.shards = Some(shards);
+                return Ok(None);
+            }
+            Ok(Read::Trace(pattern)) => {
+                self.line.trace.extend(pattern);
+                return Ok(None);
+            }
             Ok(Read::Help(text)) => return Ok(Some(text)),
             Err(error) => return Err(self.complain(&words, &error)),
         };
@@ -247,6 +241,8 @@ impl Parser<'_> {
 enum Read {
     Option(Opt),
     Help(String),
+    Shards(NonZeroU16),
+    Trace(Option<String>),
     /// The first pass has seen to it.
     Nothing,
 }
@@ -268,13 +264,11 @@ fn read_option(flag: Flag, value: &str, warnings: &mut Vec<String>) -> error::Re
         Flag::Drive => Opt::Drive(Box::new(Drive::parse(value, warnings)?)),
         Flag::Device => Opt::Device(Device::parse(value, warnings)?),
         Flag::Word => return Err(ArgumentError::UnexpectedWord),
-        Flag::Daemonize
-        | Flag::Help
-        | Flag::Pidfile
-        | Flag::Shards
-        | Flag::Trace
-        | Flag::Verbose
-        | Flag::Version => return Ok(Read::Nothing),
+        Flag::Shards => return Ok(Read::Shards(read_shards(value)?)),
+        Flag::Trace => return read_trace(value, warnings),
+        Flag::Daemonize | Flag::Help | Flag::Pidfile | Flag::Verbose | Flag::Version => {
+            return Ok(Read::Nothing);
+        }
     }))
 }
 
@@ -286,17 +280,11 @@ fn read_shards(text: &str) -> error::Result<NonZeroU16> {
         .ok_or(ArgumentError::Shards { max: MAX_SHARDS })
 }
 
-/// What `--trace` says.
-enum Trace {
-    Help,
-    Pattern(Option<String>),
-}
-
 /// There are no trace events: each that is asked for is one that does not exist.
-fn read_trace(text: &str, warnings: &mut Vec<String>) -> error::Result<Trace> {
+fn read_trace(text: &str, warnings: &mut Vec<String>) -> error::Result<Read> {
     let (first, _) = take_value(text);
     if matches!(first.as_str(), "help" | "?") {
-        return Ok(Trace::Help);
+        return Ok(Read::Help(String::new()));
     }
     let pairs = opts::split(text, Some("enable"));
     if let Some(id) = pairs.iter().find(|pair| pair.key == "id") {
@@ -316,12 +304,14 @@ fn read_trace(text: &str, warnings: &mut Vec<String>) -> error::Result<Trace> {
     if let Some(path) = unsupported {
         return Err(OptionError::UnsupportedOption { path }.into());
     }
-    if let Some(event) = &pattern
-        && !event.contains(['*', '?'])
+    if let Some(pattern) = &pattern
+        && !pattern.contains(['*', '?'])
     {
+        // A dash switches events off.
+        let event = pattern.strip_prefix('-').unwrap_or(pattern);
         warnings.push(format!("trace event '{event}' does not exist"));
     }
-    Ok(Trace::Pattern(pattern))
+    Ok(Read::Trace(pattern))
 }
 
 #[cfg(test)]

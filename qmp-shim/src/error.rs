@@ -522,6 +522,15 @@ pub enum OptionError {
 }
 
 impl OptionError {
+    /// The text without the advice that QEMU prints for people and sends to no client.
+    #[must_use]
+    pub fn without_hint(&self) -> String {
+        match self {
+            Self::InvalidId => "Parameter 'id' expects an identifier".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
     /// The error's class in a QMP reply. Options have only the generic one.
     #[must_use]
     pub fn class(&self) -> &'static str {

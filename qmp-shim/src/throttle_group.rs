@@ -291,7 +291,7 @@ impl Limits {
     }
 
     /// Takes the limits of a `-drive` out of its flat options: `throttling.KEY`, where a number
-    /// of 2^63 or more is a negative one.
+    /// of 2^63 or more is a negative one. They are yet to be checked.
     pub(crate) fn take_from_drive(options: &mut Map<String, Value>) -> Result<Self> {
         let mut limits = Self::default();
         for (key, _, part) in &KEYS {
@@ -300,7 +300,6 @@ impl Limits {
                 limits.set(key, *part, opts_number(&path, &text)?.cast_signed())?;
             }
         }
-        limits.check()?;
         Ok(limits)
     }
 
@@ -315,8 +314,11 @@ impl Limits {
     /// # Errors
     ///
     /// See [`OptionError`].
-    pub fn changed(&self, arguments: &Map<String, Value>) -> Result<Self> {
-        let mut reader = Reader::new(arguments, Leaves::Typed);
+    pub fn changed(&self, value: &Value) -> Result<Self> {
+        let mut arguments = Map::new();
+        arguments.insert("limits".to_owned(), value.clone());
+        let mut whole = Reader::new(&arguments, Leaves::Typed);
+        let mut reader = whole.required("limits", Reader::object)?;
         let mut limits = *self;
         let mut given = [None; KEYS.len()];
         for ((key, _, _), given) in KEYS.iter().zip(&mut given) {
@@ -378,7 +380,7 @@ impl Limits {
     }
 
     /// Checks what goes together, in QEMU's order.
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let both = |amount: fn(&Bucket) -> u64| {
             self.buckets
                 .chunks(3)
@@ -563,7 +565,7 @@ mod tests {
     #[test]
     fn limits_are_merged_and_checked_as_a_whole() {
         let group = ThrottleGroupOptions::parse("throttle-group,id=g,limits.bps-total=5").unwrap();
-        let change = |arguments: Value| group.limits.changed(arguments.as_object().unwrap());
+        let change = |arguments: Value| group.limits.changed(&arguments);
         let changed = change(json!({"iops-read": 3})).unwrap();
         assert_eq!(changed.bucket(Unit::Bytes, Direction::Total).rate, 5);
         assert_eq!(changed.bucket(Unit::Operations, Direction::Read).rate, 3);
@@ -581,7 +583,7 @@ mod tests {
                 .zip(values)
                 .map(|((key, _, _), value)| ((*key).to_owned(), Value::from(value)))
                 .collect();
-            let _ = Limits::default().changed(&arguments);
+            let _ = Limits::default().changed(&arguments.into());
         }
     }
 }

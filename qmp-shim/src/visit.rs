@@ -496,15 +496,17 @@ impl<'a> Reader<'a> {
         self.members.keys().any(|key| key.starts_with(&self.lookup))
     }
 
-    /// A list of objects, to be read further. In a flat map the errors of the objects name
+    /// A list of objects, to be read further. An element that is no object is an error in its
+    /// place, so that mistakes inside of the ones before it come first. In a flat map the errors of the objects name
     /// `section` and not the list, and one object may stand there without an index.
     ///
     /// # Errors
     ///
-    /// When it is no list, or an element is no object.
-    pub fn objects(&mut self, name: &'static str) -> Result<Option<Vec<Reader<'a>>>> {
+    /// When it is no list.
+    pub fn objects(&mut self, name: &'static str) -> Result<Option<Vec<Result<Reader<'a>>>>> {
         if self.is_flat {
-            return self.flat_objects(name);
+            let sections = self.flat_objects(name)?;
+            return Ok(sections.map(|sections| sections.into_iter().map(Ok).collect()));
         }
         let Some(elements) = self.elements(name)? else {
             return Ok(None);
@@ -519,12 +521,7 @@ impl<'a> Reader<'a> {
                 wanted: "object",
             }),
         };
-        elements
-            .iter()
-            .enumerate()
-            .map(read)
-            .collect::<Result<_>>()
-            .map(Some)
+        Ok(Some(elements.iter().enumerate().map(read).collect()))
     }
 
     fn inner_keys(&self) -> impl Iterator<Item = &'a str> {
@@ -632,27 +629,23 @@ impl<'a> Reader<'a> {
         self.either(name, self.path(name), value, wanted).map(Some)
     }
 
-    /// A list whose elements are strings or objects.
+    /// A list whose elements are strings or objects. An element of another type is an error in
+    /// its place, so that mistakes inside of the ones before it come first.
     ///
     /// # Errors
     ///
-    /// When it is no list, or an element is something else.
+    /// When it is no list.
     pub fn alternates(
         &mut self,
         name: &'static str,
         wanted: &'static str,
-    ) -> Result<Option<Vec<Alternate<'a>>>> {
+    ) -> Result<Option<Vec<Result<Alternate<'a>>>>> {
         let Some(elements) = self.elements(name)? else {
             return Ok(None);
         };
         let read =
             |(index, value)| self.either("null", self.element_path(name, index), value, wanted);
-        elements
-            .iter()
-            .enumerate()
-            .map(read)
-            .collect::<Result<_>>()
-            .map(Some)
+        Ok(Some(elements.iter().enumerate().map(read).collect()))
     }
 
     fn either(
@@ -770,7 +763,7 @@ mod tests {
 
     fn many(reader: &mut Reader<'_>, name: &'static str) -> Result<Option<()>> {
         for element in reader.alternates(name, "Ref")?.unwrap_or_default() {
-            if let Alternate::Object(inner) = element {
+            if let Alternate::Object(inner) = element? {
                 inner.finish()?;
             }
         }
@@ -909,6 +902,8 @@ mod tests {
             ),
             ("m.0=x,m.1.z=y", "Parameter 'm.1.z' is unexpected"),
             (r#"{"m":["x",{"z":1}]}"#, "Parameter 'm[1].z' is unexpected"),
+            // The first mistake, though a later one is of the more obvious kind.
+            (r#"{"m":[{"z":1},7]}"#, "Parameter 'm[0].z' is unexpected"),
         ] {
             assert_eq!(read!(text, many), error(wanted), "{text}");
         }

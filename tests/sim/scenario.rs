@@ -83,6 +83,7 @@ fn plan(random: &mut Random) -> Plan {
         OnError::Enospc,
     ];
     let job = backup::Options {
+        discard_source: false,
         sync: if random.below(6) == 0 {
             backup::Sync::None
         } else {

@@ -192,6 +192,24 @@ impl Child {
         }
     }
 
+    /// A hint that writes will follow, up to `end`: a file may become so long
+    /// before. Its size does not say so.
+    pub(crate) async fn grow_ahead(&self, shard: &Shard, end: u64) {
+        match self {
+            Self::Storage(storage) => storage.grow_ahead(shard, end).await,
+            Self::Path(path) => path.grow_ahead(shard, end).await,
+        }
+    }
+
+    /// A file that became longer by [`Child::grow_ahead`] becomes as long as its
+    /// size says. Nothing else may be in flight.
+    pub(crate) async fn cut_ahead(&self, shard: &Shard) -> IoResult<()> {
+        match self {
+            Self::Storage(storage) => storage.cut_ahead(shard).await,
+            Self::Path(path) => path.cut_ahead(shard).await,
+        }
+    }
+
     /// Reads from a machine's state; see [`Path::load_vmstate`].
     pub(crate) async fn load_vmstate(
         &self,

@@ -44,4 +44,6 @@ pub mod resize;
 pub mod span;
 pub mod storage;
 pub mod sync;
+pub mod traffic;
 pub mod units;
+pub mod usage;

@@ -18,6 +18,15 @@ pub enum Notice {
         /// The bytes that a write would have hit, if that was it.
         span: Option<Span>,
     },
+    /// A write goes beyond a threshold, which is gone by now.
+    WriteThreshold {
+        /// The node.
+        node: String,
+        /// The threshold, an offset in bytes.
+        threshold: u64,
+        /// By how many bytes.
+        exceeded: u64,
+    },
     /// Something that may be wrong.
     Warning(String),
     /// Something failed, and no request was there to be told.
@@ -49,6 +58,9 @@ impl Default for Notify {
             Notice::ImageCorrupt { node, message, .. } => {
                 tracing::error!(node, "the image is corrupt: {message}");
             }
+            Notice::WriteThreshold {
+                node, threshold, ..
+            } => tracing::info!(node, threshold, "a write goes beyond the threshold"),
             Notice::Error(text) => tracing::error!("{text}"),
             Notice::Warning(text) | Notice::Message(text) => tracing::warn!("{text}"),
         })

@@ -32,6 +32,7 @@ use crate::request::{Limits, Preallocation, ZeroFlags};
 use crate::resize::ResizeError;
 use crate::span::Span;
 use crate::storage::Storage;
+use crate::traffic::Traffic;
 use crate::units::is_zero;
 
 /// One node's part of a path: what it does to changes, and which bitmaps record
@@ -44,6 +45,8 @@ pub struct Layer {
     pub throttle: Option<Arc<Throttle>>,
     /// Bitmaps that record now.
     pub recorders: Vec<Arc<DirtyBitmap>>,
+    /// Counts what comes by; none where the base counts by itself.
+    pub traffic: Option<Arc<Traffic>>,
     /// What becomes of zeroes and discards.
     pub treatment: Treatment,
 }
@@ -298,7 +301,7 @@ impl Path {
                 Box::pin(filter.write(shard, file, span, buf, window)).await
             }
         };
-        self.after_change(shard, span);
+        self.after_change(shard, span, Change::Write);
         (result, buf)
     }
 
@@ -317,7 +320,7 @@ impl Path {
             }
             Base::Storage(_) | Base::Snapshot(_) | Base::BlkDebug(..) => Err(Errno::EOPNOTSUPP),
         };
-        self.after_change(shard, span);
+        self.after_change(shard, span, Change::Write);
         result
     }
 
@@ -355,7 +358,7 @@ impl Path {
                 Box::pin(filter.write_zeroes(shard, file, span, flags)).await
             }
         };
-        self.after_change(shard, span);
+        self.after_change(shard, span, Change::Zero);
         result
     }
 
@@ -373,7 +376,7 @@ impl Path {
             Base::BlkDebug(filter, image) => Box::pin(filter.discard(shard, image, span)).await,
             Base::CopyOnRead(filter, file) => Box::pin(filter.discard(shard, file, span)).await,
         };
-        self.after_change(shard, span);
+        self.after_change(shard, span, Change::Discard);
         result
     }
 
@@ -415,6 +418,22 @@ impl Path {
                 Box::pin(filter.truncate(shard, image, size, preallocation)).await
             }
             Base::CopyOnRead(_, file) => file.truncate(shard, size, preallocation).await,
+        }
+    }
+
+    /// See [`Child::grow_ahead`]. No bytes change, so no layer hears of it; what
+    /// is not a file takes no hint.
+    pub(crate) async fn grow_ahead(&self, shard: &Shard, end: u64) {
+        if let Base::Storage(storage) = &self.base {
+            storage.grow_ahead(shard, end).await;
+        }
+    }
+
+    /// See [`Child::cut_ahead`].
+    pub(crate) async fn cut_ahead(&self, shard: &Shard) -> IoResult<()> {
+        match &self.base {
+            Base::Storage(storage) => storage.cut_ahead(shard).await,
+            _ => Ok(()),
         }
     }
 
@@ -487,7 +506,17 @@ impl Path {
         }
     }
 
+    fn traffic(&self) -> impl Iterator<Item = &Traffic> {
+        let layers = self.layers.iter();
+        layers.filter_map(|layer| layer.traffic.as_deref())
+    }
+
     async fn before_change(&self, shard: &Shard, span: Span, change: Change) -> IoResult<()> {
+        if !matches!(change, Change::Discard) && !span.is_empty() {
+            for traffic in self.traffic() {
+                traffic.before_write(span.end());
+            }
+        }
         for layer in self.layers.iter() {
             if let (Some(throttle), Some(limits)) = (&layer.throttle, self.counted) {
                 let len_max = match change {
@@ -504,7 +533,12 @@ impl Path {
         Ok(())
     }
 
-    fn after_change(&self, shard: &Shard, span: Span) {
+    fn after_change(&self, shard: &Shard, span: Span, change: Change) {
+        if !matches!(change, Change::Discard) {
+            for traffic in self.traffic() {
+                traffic.after_write(shard, span.end());
+            }
+        }
         if planted::is(Fault::MarkAfterAcknowledgement) {
             let (path, late) = (self.clone(), shard.clone());
             shard.spawn(async move {

@@ -26,6 +26,8 @@ pub enum Fault {
     UnalignedNotSerialised,
     /// A flush answers without having flushed.
     FlushForgotten,
+    /// A write behind the known end of a file is not kept from being cut off.
+    WriteBehindEndNotCounted,
     /// qcow2: an L2 entry is written before its data is durable.
     EntryBeforeData,
     /// qcow2: refcounts are written after the entries that they count.

@@ -20,6 +20,7 @@ use crate::metrics::{Class, Metrics};
 use crate::path::Path;
 use crate::request::ZeroFlags;
 use crate::span::Span;
+use crate::usage::{Histogram, Operation, Started, Usage};
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
@@ -64,6 +65,7 @@ impl Attachment {
             in_flight: Cell::new(0),
             waiting: LocalQueue::new(),
             emptied: LocalQueue::new(),
+            usage: RefCell::default(),
         };
         shard
             .local::<Ports>()
@@ -116,6 +118,45 @@ impl Attachment {
         .await;
     }
 
+    /// What was asked through all ports.
+    pub async fn usage(&self) -> Usage {
+        let attachment = self.clone();
+        let parts = self
+            .shards
+            .on_each(move |shard| {
+                let port = attachment.port(&shard);
+                async move { port.usage.borrow().clone() }
+            })
+            .await;
+        let mut total = Usage::default();
+        for part in &parts {
+            total.add(part);
+        }
+        total
+    }
+
+    /// Records how long requests of one kind take, from now on and from nothing;
+    /// none: no more.
+    pub async fn set_histogram(&self, operation: Operation, histogram: Option<&Histogram>) {
+        let histogram = histogram.cloned();
+        self.on_each_port(move |port| {
+            let histogram = histogram.clone();
+            async move { port.usage.borrow_mut().set_histogram(operation, histogram) }
+        })
+        .await;
+    }
+
+    /// Counts on where an attachment before this one has stopped.
+    pub async fn continue_usage(&self, shard: &Shard, usage: &Usage) {
+        let empty = usage.emptied();
+        self.on_each_port(move |port| {
+            let empty = empty.clone();
+            async move { *port.usage.borrow_mut() = empty }
+        })
+        .await;
+        *self.port(shard).usage.borrow_mut() = usage.clone();
+    }
+
     /// Drains and takes the ports away. Requests that wait at the gates, or
     /// come later, are answered with ESHUTDOWN.
     pub async fn detach(self) {
@@ -151,6 +192,8 @@ pub struct Port {
     waiting: LocalQueue,
     /// A drain that waits for the last request.
     emptied: LocalQueue,
+    /// Requests that were counted.
+    usage: RefCell<Usage>,
 }
 
 /// A request behind the gate, until dropped.
@@ -221,6 +264,28 @@ impl Port {
     fn end(&self) {
         self.leave_closed(Gate::Gone);
         self.waiting.wake_all();
+    }
+
+    /// A request begins that counts as a guest's; it does when
+    /// [`Port::end_request`] has told how it ended.
+    pub fn start_request(&self, shard: &Shard, operation: Operation, bytes: u64) -> Started {
+        Started {
+            operation,
+            bytes,
+            at_ns: shard.now_ns(),
+        }
+    }
+
+    /// A request has ended.
+    pub fn end_request(&self, shard: &Shard, started: Started, is_ok: bool) {
+        let now_ns = shard.now_ns();
+        self.usage.borrow_mut().end(started, now_ns, is_ok);
+    }
+
+    /// A guest asked for something that makes no sense and does not get here.
+    pub fn refuse_request(&self, shard: &Shard, operation: Operation) {
+        let now_ns = shard.now_ns();
+        self.usage.borrow_mut().refuse(operation, now_ns);
     }
 
     /// Size of the disk in bytes.

@@ -15,6 +15,7 @@ use crate::protocol::Protocol;
 use crate::request::{Preallocation, ZeroFlags};
 use crate::resize::ResizeError;
 use crate::span::Span;
+use crate::traffic::Traffic;
 use crate::units::in_memory;
 
 /// Zeroes are written from one buffer of this size where the protocol has no
@@ -26,6 +27,7 @@ const ZERO_BUFFER: u64 = 1 << 20;
 pub struct Storage {
     protocol: Protocol,
     in_flight: InFlight,
+    traffic: Traffic,
     unit: u64,
     memory_unit: usize,
 }
@@ -37,6 +39,7 @@ impl Storage {
         Self {
             protocol,
             in_flight: InFlight::new(shards),
+            traffic: Traffic::new(shards),
             unit,
             memory_unit,
         }
@@ -45,6 +48,11 @@ impl Storage {
     /// What is below.
     pub fn protocol(&self) -> &Protocol {
         &self.protocol
+    }
+
+    /// What has been changed through it.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// Size in bytes.
@@ -86,6 +94,19 @@ impl Storage {
 
     /// Writes a window to `span`, of the same length.
     pub(crate) async fn write(
+        &self,
+        shard: &Shard,
+        span: Span,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        self.traffic.before_write(span.end());
+        let written = self.write_any(shard, span, buf, window).await;
+        self.traffic.after_write(shard, span.end());
+        written
+    }
+
+    async fn write_any(
         &self,
         shard: &Shard,
         span: Span,
@@ -155,6 +176,13 @@ impl Storage {
         span: Span,
         flags: ZeroFlags,
     ) -> IoResult<()> {
+        self.traffic.before_write(span.end());
+        let result = self.zero_any(shard, span, flags).await;
+        self.traffic.after_write(shard, span.end());
+        result
+    }
+
+    async fn zero_any(&self, shard: &Shard, span: Span, flags: ZeroFlags) -> IoResult<()> {
         for part in head_body_tail(span, self.unit) {
             if part.is_aligned(self.unit) {
                 self.zero_aligned(shard, part, flags).await?;
@@ -208,7 +236,11 @@ impl Storage {
             1 => None,
             _ => Some(self.in_flight.enter_shared(shard, inner).await),
         };
-        self.protocol.discard(shard, inner.offset, inner.len).await
+        let result = self.protocol.discard(shard, inner.offset, inner.len).await;
+        if self.protocol.discards() {
+            self.traffic.after_discard(shard, inner.len, result.is_ok());
+        }
+        result
     }
 
     /// A new length in bytes; what is added reads as zeroes.
@@ -249,6 +281,16 @@ impl Storage {
             return Err(ResizeError::Fill(errno));
         }
         Ok(())
+    }
+
+    /// See [`Protocol::grow_ahead`].
+    pub(crate) async fn grow_ahead(&self, shard: &Shard, end: u64) {
+        self.protocol.grow_ahead(shard, end).await;
+    }
+
+    /// See [`Protocol::cut_ahead`].
+    pub(crate) async fn cut_ahead(&self, shard: &Shard) -> IoResult<()> {
+        self.protocol.cut_ahead(shard).await
     }
 
     async fn fill_with_zeroes(&self, shard: &Shard, span: Span) -> IoResult<()> {

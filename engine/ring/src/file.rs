@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit};
 
 use crate::buffer::{Arena, Buf};
 use crate::device;
@@ -37,6 +38,9 @@ pub(crate) struct FileRef {
     pub(crate) slot: u32,
     pub(crate) fd: RawFd,
 }
+
+/// How long a simulated file takes to change its length.
+const SIM_TRUNCATE_NS: u64 = 100_000;
 
 /// How the page cache is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -419,12 +423,14 @@ impl File {
     }
 
     /// Makes a regular file exactly this long; what is added reads as zeroes.
+    /// EFBIG where the process may not have so long a file.
     pub async fn truncate(&self, shard: &Shard, size: u64) -> IoResult<()> {
         match &self.inner.backing {
             Backing::Host(host) => {
                 let host = Arc::clone(host);
                 shard
                     .blocking(move || {
+                        check_limit(host.fd.as_fd(), size)?;
                         let size = i64::try_from(size).map_err(|_| Errno::EFBIG)?;
                         nix::unistd::ftruncate(host.fd.as_fd(), size)
                     })
@@ -436,6 +442,7 @@ impl File {
                     .set
                     .world()
                     .expect("simulated files live in a world");
+                shard.sleep_ns(SIM_TRUNCATE_NS).await;
                 world.truncate(self.inner.reference.slot, size)
             }
         }
@@ -499,6 +506,16 @@ fn size_host(fd: BorrowedFd<'_>, kind: Kind) -> IoResult<u64> {
             u64::try_from(size).map_err(|_| Errno::EIO)
         }
     }
+}
+
+/// A file that becomes longer than the process may make one ends the process by
+/// a signal. Here it is an error.
+fn check_limit(fd: BorrowedFd<'_>, size: u64) -> IoResult<()> {
+    let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)?;
+    if size > limit && size > size_host(fd, Kind::Regular)? {
+        return Err(Errno::EFBIG);
+    }
+    Ok(())
 }
 
 fn open_host(options: &OpenOptions) -> Result<(OwnedFd, Geometry), OpenError> {

@@ -284,7 +284,8 @@ fn read_rules<T>(
     read: fn(&mut Reader<'_>) -> Result<T>,
 ) -> Result<Vec<T>> {
     let rules = reader.objects(name)?.unwrap_or_default();
-    let read = |mut rule: Reader<'_>| {
+    let read = |rule: Result<Reader<'_>>| {
+        let mut rule = rule?;
         let read = read(&mut rule)?;
         rule.finish()?;
         Ok(read)

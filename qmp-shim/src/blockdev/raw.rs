@@ -27,9 +27,8 @@ impl<N> RawOptions<N> {
     ) -> Result<Self> {
         Ok(Self {
             file: children.required(reader, "file", Role::Storage)?,
-            // QEMU's schema has the size first.
-            size: reader.not_negative("size")?,
             offset: reader.not_negative("offset")?,
+            size: reader.not_negative("size")?,
         })
     }
 

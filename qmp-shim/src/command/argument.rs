@@ -121,12 +121,12 @@ impl Argument for Child {
 pub(crate) fn read_list<T>(
     reader: &mut Reader<'_>,
     name: &'static str,
-    read: impl FnMut(Reader<'_>) -> Result<T>,
+    mut read: impl FnMut(Reader<'_>) -> Result<T>,
 ) -> Result<Option<Vec<T>>> {
     let Some(elements) = reader.objects(name)? else {
         return Ok(None);
     };
-    let elements = elements.into_iter().map(read);
+    let elements = elements.into_iter().map(|element| read(element?));
     elements.collect::<Result<_>>().map(Some)
 }
 

@@ -64,7 +64,7 @@ impl Argument for Vec<BlockDirtyBitmapOrStr> {
         let Some(elements) = reader.alternates(name, "BlockDirtyBitmapOrStr")? else {
             return Ok(None);
         };
-        let read = |element| match element {
+        let read = |element: Result<Alternate<'_>>| match element? {
             Alternate::Text(name) => Ok(BlockDirtyBitmapOrStr::Local(name.to_owned())),
             Alternate::Object(inner) => {
                 BlockDirtyBitmap::read_object(inner).map(BlockDirtyBitmapOrStr::External)

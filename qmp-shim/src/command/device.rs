@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::argument::{Members, arguments, objects};
+use super::argument::{Member, Members, arguments, objects};
 use crate::error::Result;
 use crate::visit::{Reader, words};
 
@@ -152,17 +152,25 @@ words! {
     }
 }
 
-/// Arguments of `device_add`: whatever the device has, which no schema knows. `driver` is
-/// looked for when the command runs.
+/// Arguments of `device_add`: whatever the device has, which no schema knows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeviceAdd {
-    /// All members.
+    /// What kind of device it is.
+    pub driver: String,
+    /// Where it is plugged in.
+    pub bus: Option<String>,
+    /// What it is called.
+    pub id: Option<String>,
+    /// All members, with the ones above.
     pub properties: Map<String, Value>,
 }
 
 impl Members for DeviceAdd {
     fn read_members(reader: &mut Reader<'_>) -> Result<Self> {
         Ok(Self {
+            driver: Member::read_member(reader, "driver")?,
+            bus: Member::read_member(reader, "bus")?,
+            id: Member::read_member(reader, "id")?,
             properties: reader.all().clone(),
         })
     }

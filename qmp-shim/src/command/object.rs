@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::argument::{Arguments, arguments};
+use crate::command_line::{ArgumentError, ObjectOptions};
 use crate::error::Result;
-use crate::throttle_group::ThrottleGroupOptions;
 use crate::visit::Reader;
 
 arguments! {
@@ -48,14 +48,42 @@ arguments! {
 }
 
 /// Arguments of `object-add`: the object to be made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ObjectAdd {
-    /// Limits that nodes share.
-    ThrottleGroup(ThrottleGroupOptions),
+#[derive(Debug, Clone, PartialEq)]
+pub struct ObjectAdd {
+    /// The object, or why what is asked for cannot be made although the schema allows it.
+    pub object: std::result::Result<ObjectOptions, ArgumentError>,
 }
 
 impl Arguments for ObjectAdd {
     fn read_object(reader: Reader<'_>) -> Result<Self> {
-        ThrottleGroupOptions::read(reader).map(Self::ThrottleGroup)
+        match ObjectOptions::read(reader) {
+            Err(ArgumentError::Option(error)) => Err(error),
+            object => Ok(Self { object }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, json};
+
+    use super::*;
+    use crate::command::Command;
+
+    #[test]
+    fn what_the_schema_cannot_say_is_found_out_later() {
+        let both = json!({"qom-type": "secret", "id": "s", "data": "x", "file": "y"});
+        let arguments: Map<_, _> = both.as_object().expect("an object").clone();
+        let Ok(Command::ObjectAdd(add)) = Command::read("object-add", &arguments) else {
+            panic!("the schema allows it");
+        };
+        assert_eq!(add.object, Err(ArgumentError::SecretTwice));
+        let bogus = json!({"qom-type": "bogus", "id": "s"});
+        let arguments = bogus.as_object().expect("an object");
+        let error = Command::read("object-add", arguments).expect_err("no such type");
+        assert_eq!(
+            error.desc,
+            "Parameter 'qom-type' does not accept value 'bogus'"
+        );
     }
 }

@@ -1,5 +1,7 @@
 //! Addresses of sockets.
 
+use std::num::IntErrorKind;
+
 use super::error::{ArgumentError, Result};
 use crate::number::skip_blanks;
 use crate::visit::{Reader, words};
@@ -133,9 +135,18 @@ impl SocketAddress {
         let Self::Fd(text) = self else {
             return Ok(None);
         };
-        let number: i32 = skip_blanks(text)
-            .parse()
-            .map_err(|_| ArgumentError::NoDescriptor { text: text.clone() })?;
+        let number = match skip_blanks(text).parse::<i32>() {
+            Ok(number) => number,
+            Err(error) => {
+                let text = text.clone();
+                return Err(match error.kind() {
+                    IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => {
+                        ArgumentError::DescriptorRange { text }
+                    }
+                    _ => ArgumentError::NoDescriptor { text },
+                });
+            }
+        };
         if number < 0 {
             return Err(ArgumentError::NotASocket { text: text.clone() });
         }

@@ -6,6 +6,7 @@
 use serde_json::{Map, Value};
 
 use super::error::{ArgumentError, Result};
+use crate::error::OptionError;
 use crate::keyval::{self, Options};
 use crate::opts::{self, check_id};
 use crate::visit::{Leaves, Reader};
@@ -161,7 +162,16 @@ impl Device {
     fn read(members: &Map<String, Value>, leaves: Leaves) -> Result<Self> {
         const READ: &[&str] = &["driver", "id", "drive", "bus", "share-rw", "removable"];
         let mut reader = Reader::new(members, leaves);
-        let driver = reader.required("driver", Reader::text)?;
+        // QEMU looks for a string, and for nothing else.
+        let is_string = members.get("driver").is_none_or(Value::is_string);
+        let driver = if is_string {
+            reader.text("driver")?
+        } else {
+            None
+        };
+        let driver = driver.ok_or_else(|| OptionError::Missing {
+            path: "driver".to_owned(),
+        })?;
         let bus = reader.text("bus")?;
         let id = reader.text("id")?;
         if let Some(id) = &id {

@@ -275,15 +275,20 @@ impl Drive {
         }
         let write_error = error_action(&mut parts, "werror", interface)?;
         let read_error = error_action(&mut parts, "rerror", interface)?;
-        let snapshot = parts.boolean("snapshot")?.unwrap_or(false);
         let writeback = parts.boolean("cache.writeback")?;
+        let throttle = parts.throttle()?;
         parts.refuse_statistics()?;
         let aio = read_aio(parts.text("aio"))?;
-        let throttle = parts.throttle()?;
+        if let Some(throttle) = &throttle {
+            throttle.limits.check()?;
+        }
         let detect_zeroes = read_detect_zeroes(&mut parts)?;
         name_driver(&mut parts)?;
+        let werror = read_werror(write_error)?;
+        let rerror = read_rerror(read_error)?;
+        let snapshot = parts.boolean("snapshot")?.unwrap_or(false);
         let file = parts.text("file").filter(|file| !file.is_empty());
-        let mut drive = Self {
+        let drive = Self {
             id,
             interface,
             place,
@@ -307,14 +312,16 @@ impl Drive {
             },
             aio,
             copy_on_read: copy_on_read && !read_only,
-            werror: WriteErrorAction::default(),
-            rerror: ReadErrorAction::default(),
+            werror,
+            rerror,
             throttle,
         };
         if drive.open()?.is_some() {
             drive.check_native()?;
+        } else if drive.settings.direct_given {
+            // There is nothing that `cache` could be about.
+            return Err(OptionError::NoDriverOrFile.into());
         }
-        drive.read_error_actions(write_error, read_error)?;
         Ok(drive)
     }
 
@@ -345,18 +352,6 @@ impl Drive {
         };
         if self.aio == Some(Aio::Native) && !direct.unwrap_or(self.settings.direct) {
             return Err(OptionError::NativeNeedsDirect.into());
-        }
-        Ok(())
-    }
-
-    fn read_error_actions(&mut self, write: Option<String>, read: Option<String>) -> Result<()> {
-        if let Some(action) = write {
-            self.werror = WriteErrorAction::from_word(&action)
-                .ok_or(ArgumentError::WriteErrorAction { action })?;
-        }
-        if let Some(action) = read {
-            self.rerror = ReadErrorAction::from_word(&action)
-                .ok_or(ArgumentError::ReadErrorAction { action })?;
         }
         Ok(())
     }
@@ -393,6 +388,20 @@ fn error_action(
         return Err(ArgumentError::ErrorActionOfBus { option });
     }
     Ok(word)
+}
+
+fn read_werror(word: Option<String>) -> Result<WriteErrorAction> {
+    let Some(action) = word else {
+        return Ok(WriteErrorAction::default());
+    };
+    WriteErrorAction::from_word(&action).ok_or(ArgumentError::WriteErrorAction { action })
+}
+
+fn read_rerror(word: Option<String>) -> Result<ReadErrorAction> {
+    let Some(action) = word else {
+        return Ok(ReadErrorAction::default());
+    };
+    ReadErrorAction::from_word(&action).ok_or(ArgumentError::ReadErrorAction { action })
 }
 
 fn read_aio(word: Option<String>) -> Result<Option<Aio>> {

@@ -138,6 +138,12 @@ pub enum ArgumentError {
         /// The text as written.
         text: String,
     },
+    /// A number that no descriptor can have.
+    #[error("Unable to parse FD number {text}: Numerical result out of range")]
+    DescriptorRange {
+        /// The text as written.
+        text: String,
+    },
     /// A number that no socket can have.
     #[error("File descriptor '{text}' is not a socket")]
     NotASocket {

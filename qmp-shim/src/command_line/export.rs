@@ -205,7 +205,9 @@ impl NbdExport {
         let description = reader.text("description")?;
         let bitmaps = reader.alternates("bitmaps", "BlockDirtyBitmapOrStr")?;
         let bitmaps = bitmaps.unwrap_or_default().into_iter();
-        let bitmaps = bitmaps.map(ExportBitmap::read).collect::<Result<_>>()?;
+        let bitmaps = bitmaps
+            .map(|bitmap| ExportBitmap::read(bitmap?))
+            .collect::<Result<_>>()?;
         Ok(Self {
             name,
             description,

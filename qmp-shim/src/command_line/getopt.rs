@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn options_are_read_with_the_words_they_were_written_in() {
-        let wanted = vec![
+        let wanted = [
             given(Flag::Monitor, "x", "--m x"),
             given(Flag::Object, "a=b", "--object=a=b"),
             given(Flag::Word, "", "w"),

@@ -1,7 +1,5 @@
 //! `--object` and `object-add`: what other options refer to by an id.
 
-use std::fmt;
-
 use serde_json::{Map, Value};
 
 use super::error::{ArgumentError, Result};
@@ -9,7 +7,7 @@ use crate::error::OptionError;
 use crate::keyval::{self, Options};
 use crate::opts::check_id;
 use crate::throttle_group::ThrottleGroupOptions;
-use crate::visit::{Leaves, Reader, words};
+use crate::visit::{Leaves, Reader, Word, words};
 
 mod authz;
 mod help;
@@ -232,7 +230,6 @@ const OF_THE_SYSTEM_EMULATOR: &[&str] = &[
 ];
 
 fn read_type(kind: String) -> Result<Type> {
-    use crate::visit::Word;
     if let Some(known) = Type::from_word(&kind) {
         Ok(known)
     } else if UNSUPPORTED.contains(&kind.as_str()) {
@@ -243,9 +240,4 @@ fn read_type(kind: String) -> Result<Type> {
         let name = "qom-type".to_owned();
         Err(OptionError::BadValue { name, value: kind }.into())
     }
-}
-
-/// Hides what must not get into a log.
-fn hidden(f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    f.write_str("***")
 }

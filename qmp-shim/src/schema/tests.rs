@@ -4,7 +4,7 @@ use super::*;
 use crate::command::{self, Command};
 
 /// How deep objects stand inside of alternates; below that, alternates are strings.
-const DEPTH: usize = 2;
+const DEPTH: usize = 1;
 
 /// What stands for a value of the wrong type, and for an unknown word or member.
 const BOGUS: &str = "bogus";
@@ -23,7 +23,9 @@ fn samples(kind: TypeRef, which: Which, depth: usize) -> Vec<Value> {
             is_list: false,
             ..kind
         };
-        return vec![samples(element, which, depth).into()];
+        // Short lists, since each is broken in many ways.
+        let elements = samples(element, which, depth);
+        return elements.chunks(2).map(Value::from).collect();
     }
     match kind.name {
         "str" => return vec!["x".into()],
@@ -284,7 +286,8 @@ fn what_the_schema_allows_is_read() {
             for arguments in objects(object, which, 0) {
                 let command = read(name, &arguments);
                 // A group cannot have all of its limits at once.
-                if name == "object-add" && which == Which::All {
+                let is_group = arguments.get("qom-type") == Some(&"throttle-group".into());
+                if is_group && which == Which::All {
                     let error = command.unwrap_err();
                     assert!(error.contains("set the same limit"), "{error}");
                     continue;
@@ -328,7 +331,7 @@ fn an_unreadable_text_is_an_error() {
         "object X label y",
         "object X\n    name",
         "command x ->",
-        "command x feature",
+        "command x Y feature",
         "enum X a | b",
         "event",
     ] {

@@ -324,6 +324,7 @@ impl Args {
 
     pub(crate) fn job_options(&self) -> backup::Options {
         backup::Options {
+            discard_source: false,
             sync: match self.sync {
                 SyncArg::Full | SyncArg::Bitmap => backup::Sync::Full,
                 SyncArg::None => backup::Sync::None,

@@ -3,16 +3,23 @@
 //! them; what counts is that they have names, hold nodes, and can be moved from
 //! one node to another.
 
+mod media;
+
 use ringback_block::graph::{Access, UserId};
 use ringback_block::port::Attachment;
+use ringback_block::usage::Usage;
 use ringback_qmp_shim::command_error::CommandError;
-use ringback_qmp_shim::command_line::{Device, Drive, ObjectKind, ObjectOptions};
+use ringback_qmp_shim::command_line::drive::Interface;
+use ringback_qmp_shim::command_line::{Device, Drive};
 use ringback_qmp_shim::event::Event;
 use serde_json::{Value, json};
 
 use super::Reply;
 use super::control::Control;
-use crate::open::{limits, reason};
+use crate::open::reason;
+
+/// Where devices are that nobody has named.
+const ANONYMOUS: &str = "/machine/peripheral-anon/";
 
 /// A hold on a node.
 struct Hold {
@@ -27,9 +34,72 @@ pub(super) struct Backend {
     device: Option<Device>,
     hold: Option<Hold>,
     tray_open: bool,
+    /// What was asked of it before it had the node that it has.
+    pub(super) past: Usage,
 }
 
 impl Backend {
+    fn new(name: &str, device: Option<&Device>) -> Self {
+        Self {
+            name: name.to_owned(),
+            device: device.cloned(),
+            hold: None,
+            tray_open: false,
+            past: Usage::default(),
+        }
+    }
+
+    /// Name of the drive; empty if it came with a device.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The device's name, as queries show it.
+    pub(super) fn qdev(&self) -> Option<String> {
+        self.device.as_ref().map(qdev)
+    }
+
+    /// As the graph shows it.
+    pub(super) fn title(&self) -> String {
+        match self.qdev() {
+            Some(qdev) if self.name.is_empty() => qdev,
+            _ => self.name.clone(),
+        }
+    }
+
+    /// Its device.
+    pub(super) fn device(&self) -> Option<&Device> {
+        self.device.as_ref()
+    }
+
+    /// Its use of a node.
+    pub(super) fn user(&self) -> Option<UserId> {
+        self.hold.as_ref().map(|hold| hold.user)
+    }
+
+    /// The way to its node.
+    pub(super) fn attachment(&self) -> Option<&Attachment> {
+        self.hold.as_ref().map(|hold| &hold.attachment)
+    }
+
+    /// As `query-block` shows it, without what is in it.
+    pub(super) fn entry(&self) -> Value {
+        let mut entry = json!({
+            "device": self.name,
+            "locked": false,
+            "removable": self.is_removable(),
+            "type": "unknown",
+        });
+        if let Some(device) = &self.device {
+            entry["qdev"] = qdev(device).into();
+            entry["io-status"] = "ok".into();
+            if device.is_removable() {
+                entry["tray_open"] = self.tray_open.into();
+            }
+        }
+        entry
+    }
+
     /// As it is called in messages.
     fn label(&self) -> String {
         match &self.device {
@@ -37,6 +107,11 @@ impl Backend {
             Some(device) => format!("block device '{}'", qdev(device)),
             None => "an unnamed block device".into(),
         }
+    }
+
+    fn is_anonymous(&self) -> bool {
+        let id = self.device.as_ref().and_then(|device| device.id.as_deref());
+        id.is_some_and(|id| id.starts_with(ANONYMOUS))
     }
 
     fn is_removable(&self) -> bool {
@@ -48,6 +123,9 @@ impl Backend {
 /// part of it.
 fn qdev(device: &Device) -> String {
     let id = device.id.clone().unwrap_or_default();
+    if id.starts_with(ANONYMOUS) {
+        return format!("{id}/virtio-backend");
+    }
     if device.model.name().starts_with("virtio-blk") {
         format!("/machine/peripheral/{id}/virtio-backend")
     } else {
@@ -61,10 +139,12 @@ fn generic(text: impl Into<String>) -> CommandError {
 
 impl Control {
     pub(super) async fn add_drive(&mut self, drive: &Drive) -> Result<(), CommandError> {
-        let name = drive
-            .id
-            .clone()
-            .ok_or_else(|| generic("a drive needs an id here"))?;
+        let device = self.device_of_drive(drive)?;
+        let name = match &drive.id {
+            Some(id) => id.clone(),
+            None if device.is_some() => format!("virtio{}", self.backends.len()),
+            None => return Err(generic("a drive without a device needs an id")),
+        };
         if self.backends.iter().any(|backend| backend.name == name) {
             return Err(generic(format!("Duplicate ID '{name}' for drive")));
         }
@@ -84,12 +164,7 @@ impl Control {
             Some(node) => Some(self.open(node).await?),
             None => None,
         };
-        let mut backend = Backend {
-            name,
-            device: None,
-            hold: None,
-            tray_open: false,
-        };
+        let mut backend = Backend::new(&name, device.as_ref());
         if let Some(node) = node {
             match self.hold(&backend, &node).await {
                 Ok(hold) => backend.hold = Some(hold),
@@ -103,7 +178,24 @@ impl Control {
         Ok(())
     }
 
-    /// Lets a backend use a node: to write, where the node can be written.
+    /// The device that a drive brings along, which nobody has named.
+    fn device_of_drive(&self, drive: &Drive) -> Result<Option<Device>, CommandError> {
+        if matches!(drive.interface, Interface::None | Interface::Default) {
+            return Ok(None);
+        }
+        let anonymous = self
+            .backends
+            .iter()
+            .filter(|backend| backend.is_anonymous());
+        let mut warnings = Vec::new();
+        let mut device = Device::parse("virtio-blk", &mut warnings)
+            .map_err(|error| generic(error.to_string()))?;
+        device.id = Some(format!("{ANONYMOUS}device[{}]", anonymous.count()));
+        Ok(Some(device))
+    }
+
+    /// Lets a backend use a node. Only what a device is in front of writes, where
+    /// the node can be written.
     async fn hold(&mut self, backend: &Backend, node: &str) -> Result<Hold, CommandError> {
         let is_read_only = self
             .nodes
@@ -111,7 +203,7 @@ impl Control {
             .is_some_and(|opened| opened.settings.read_only);
         let access = Access {
             read: true,
-            write: !is_read_only,
+            write: backend.device.is_some() && !is_read_only,
             alone_writing: backend
                 .device
                 .as_ref()
@@ -125,6 +217,7 @@ impl Control {
             .await
             .map_err(|error| generic(reason(error)))?;
         let (user, attachment) = held;
+        attachment.continue_usage(&self.shard, &backend.past).await;
         Ok(Hold { user, attachment })
     }
 
@@ -148,12 +241,7 @@ impl Control {
             if !device.is_removable() {
                 return Err(generic("drive property not set"));
             }
-            self.backends.push(Backend {
-                name: String::new(),
-                device: Some(device.clone()),
-                hold: None,
-                tray_open: false,
-            });
+            self.backends.push(Backend::new("", Some(device)));
             return Ok(());
         };
         if let Some(backend) = self
@@ -167,7 +255,7 @@ impl Control {
                 )));
             }
             backend.device = Some(device.clone());
-            return Ok(());
+            return self.take_hold_anew(drive).await;
         }
         if !self.graph.contains(drive) {
             return Err(generic(format!(
@@ -175,15 +263,39 @@ impl Control {
                 device.model.name()
             )));
         }
-        let mut backend = Backend {
-            name: String::new(),
-            device: Some(device.clone()),
-            hold: None,
-            tray_open: false,
-        };
+        let mut backend = Backend::new("", Some(device));
         backend.hold = Some(self.hold(&backend, drive).await?);
         self.backends.push(backend);
         Ok(())
+    }
+
+    /// A drive has got a device, or lost it: it does something else with its node.
+    async fn take_hold_anew(&mut self, drive: &str) -> Result<(), CommandError> {
+        let found = self
+            .backends
+            .iter()
+            .position(|backend| backend.name == drive);
+        let Some(index) = found else {
+            return Ok(());
+        };
+        let mut backend = self.backends.remove(index);
+        let mut result = Ok(());
+        if let Some(old) = backend.hold.take()
+            && let Some(node) = self.graph.node_of(old.user).map(str::to_owned)
+        {
+            backend.past = old.attachment.usage().await;
+            self.graph.detach(old.user).await;
+            match self.hold(&backend, &node).await {
+                Ok(hold) => backend.hold = Some(hold),
+                Err(error) => {
+                    backend.device = None;
+                    backend.hold = self.hold(&backend, &node).await.ok();
+                    result = Err(error);
+                }
+            }
+        }
+        self.backends.insert(index, backend);
+        result
     }
 
     pub(super) async fn device_del(&mut self, id: &str) -> Reply {
@@ -252,7 +364,11 @@ impl Control {
                 .iter()
                 .find(|backend| !name.is_empty() && backend.name == name)
         };
-        let hold = backend?.hold.as_ref()?;
+        // A drive alone holds no right to write: see `hold`.
+        let hold = backend
+            .filter(|backend| backend.device.is_some())?
+            .hold
+            .as_ref()?;
         let node = self.graph.node_of(hold.user)?.to_owned();
         Some((node, hold.attachment.clone()))
     }
@@ -262,12 +378,16 @@ impl Control {
         self.find_device(name).is_some()
     }
 
-    pub(super) fn qom_get(&self, path: &str, property: &str) -> Reply {
+    pub(super) fn device_get(&self, path: &str, property: &str) -> Reply {
         let Some(index) = self.find_device(path) else {
             return Err(CommandError::device_not_found(path));
         };
         let backend = &self.backends[index];
         match property {
+            "type" => Ok(backend
+                .device()
+                .map_or("", |device| device.model.name())
+                .into()),
             "drive" if !backend.name.is_empty() => Ok(backend.name.clone().into()),
             "drive" => {
                 let node = backend
@@ -281,7 +401,7 @@ impl Control {
     }
 
     /// Moves a device to another node, while its requests wait.
-    pub(super) async fn qom_set(&mut self, path: &str, property: &str, value: &Value) -> Reply {
+    pub(super) async fn device_set(&mut self, path: &str, property: &str, value: &Value) -> Reply {
         let Some(index) = self.find_device(path) else {
             return Err(CommandError::device_not_found(path));
         };
@@ -314,94 +434,37 @@ impl Control {
     }
 
     async fn hold_for(&mut self, index: usize, node: &str) -> Result<Hold, CommandError> {
-        let placeholder = Backend {
-            name: self.backends[index].name.clone(),
-            device: self.backends[index].device.clone(),
-            hold: None,
-            tray_open: false,
-        };
+        let backend = &self.backends[index];
+        let mut placeholder = Backend::new(&backend.name, backend.device());
+        placeholder.past = backend.past.clone();
         self.hold(&placeholder, node).await
     }
 
-    /// Takes the medium out of a drive that has one and lets it go.
-    pub(super) async fn eject(&mut self, device: Option<&str>, id: Option<&str>) -> Reply {
-        let index = match (device, id) {
-            (Some(name), None) => self
-                .backends
-                .iter()
-                .position(|backend| backend.name == name)
-                .ok_or_else(|| CommandError::device_not_found(name))?,
-            (None, Some(id)) => self
-                .find_device(id)
-                .ok_or_else(|| CommandError::device_not_found(id))?,
-            _ => return Err(generic("Need exactly one of 'device' and 'id'")),
-        };
-        let backend = &mut self.backends[index];
-        if !backend.is_removable() {
-            let name = device.or(id).unwrap_or_default();
-            return Err(generic(format!("Device '{name}' is not removable")));
-        }
-        if let Some(hold) = backend.hold.take() {
-            self.let_go(hold).await?;
-        }
-        Ok(json!({}))
-    }
-
-    pub(super) fn query_block(&self) -> Value {
-        let (named, unnamed): (Vec<_>, Vec<_>) = self
+    /// Those with a name, then the others.
+    pub(super) fn ordered_backends(&self) -> impl Iterator<Item = &Backend> {
+        let is_named = |backend: &&Backend| !backend.name.is_empty();
+        let named = self.backends.iter().filter(is_named);
+        let unnamed = self
             .backends
             .iter()
-            .partition(|backend| !backend.name.is_empty());
-        let all = named.into_iter().chain(unnamed);
-        all.map(|backend| self.backend_entry(backend)).collect()
+            .filter(move |backend| !is_named(backend));
+        named.chain(unnamed)
     }
 
-    fn backend_entry(&self, backend: &Backend) -> Value {
-        let mut entry = json!({
-            "device": backend.name,
-            "locked": false,
-            "removable": backend.is_removable(),
-            "type": "unknown",
-        });
-        if let Some(device) = &backend.device {
-            entry["qdev"] = qdev(device).into();
-            if device.is_removable() {
-                entry["tray_open"] = backend.tray_open.into();
-            } else {
-                entry["io-status"] = "ok".into();
-            }
-        }
-        let node = backend
-            .hold
-            .as_ref()
-            .and_then(|hold| self.graph.node_of(hold.user));
-        if let Some(inserted) = node.and_then(|node| self.node_entry(node, false)) {
-            entry["inserted"] = inserted;
-        }
-        entry
+    pub(super) fn node_of_backend(&self, backend: &Backend) -> Option<&str> {
+        self.graph.node_of(backend.user()?)
     }
 
-    pub(super) fn add_object(&mut self, object: &ObjectOptions) -> Result<(), CommandError> {
-        match &object.kind {
-            ObjectKind::ThrottleGroup(group) => self
-                .graph
-                .add_throttle_group(&self.shard, &group.id, limits(&group.limits))
-                .map_err(|error| generic(error.to_string())),
-            _ => Err(generic(
-                "ringback supports only objects of type 'throttle-group' so far",
-            )),
+    /// The disk of a device: of a virtio disk by the name of its inner part only.
+    pub(super) fn find_disk(&self, name: &str) -> Result<usize, CommandError> {
+        let index = self
+            .find_device(name)
+            .ok_or_else(|| CommandError::device_not_found(name))?;
+        let own = self.backends[index].qdev().unwrap_or_default();
+        if own.ends_with("/virtio-backend") && !name.ends_with("/virtio-backend") {
+            return Err(generic("Device does not have a block device backend"));
         }
-    }
-
-    pub(super) fn object_del(&mut self, id: &str) -> Reply {
-        use ringback_block::graph::GraphError;
-        self.graph
-            .remove_throttle_group(id)
-            .map_err(|error| match error {
-                GraphError::NoGroup(id) => generic(format!("object '{id}' not found")),
-                error => generic(error.to_string()),
-            })?;
-        Ok(json!({}))
+        Ok(index)
     }
 }
 

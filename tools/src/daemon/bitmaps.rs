@@ -24,6 +24,31 @@ pub(super) enum Change {
 }
 
 impl Change {
+    /// The same with the names of drives replaced by those of their nodes.
+    fn resolved(mut self, control: &Control) -> Self {
+        let resolve = |name: &mut String| {
+            if let Ok(node) = control.find_node(Some(name), Some(name)) {
+                *name = node;
+            }
+        };
+        match &mut self {
+            Self::Add(add) => resolve(&mut add.node),
+            Self::Remove(bitmap)
+            | Self::Clear(bitmap)
+            | Self::Enable(bitmap)
+            | Self::Disable(bitmap) => resolve(&mut bitmap.node),
+            Self::Merge(merge) => {
+                resolve(&mut merge.node);
+                for source in &mut merge.bitmaps {
+                    if let BlockDirtyBitmapOrStr::External(bitmap) = source {
+                        resolve(&mut bitmap.node);
+                    }
+                }
+            }
+        }
+        self
+    }
+
     /// The node that has to stand still for it.
     pub(super) fn node(&self) -> &str {
         match self {
@@ -37,8 +62,8 @@ impl Change {
     }
 
     /// The action of a transaction, if it is a change of a bitmap.
-    pub(super) fn of_action(action: &TransactionAction) -> Option<Self> {
-        Some(match action {
+    pub(super) fn of_action(action: &TransactionAction, control: &Control) -> Option<Self> {
+        let change = match action {
             TransactionAction::BlockDirtyBitmapAdd(add) => Self::Add(add.clone()),
             TransactionAction::BlockDirtyBitmapRemove(bitmap) => Self::Remove(bitmap.clone()),
             TransactionAction::BlockDirtyBitmapClear(bitmap) => Self::Clear(bitmap.clone()),
@@ -46,7 +71,8 @@ impl Change {
             TransactionAction::BlockDirtyBitmapDisable(bitmap) => Self::Disable(bitmap.clone()),
             TransactionAction::BlockDirtyBitmapMerge(merge) => Self::Merge(merge.clone()),
             _ => return None,
-        })
+        };
+        Some(change.resolved(control))
     }
 
     pub(super) async fn apply(&self, transaction: &mut Transaction<'_>) -> Result<(), GraphError> {
@@ -83,7 +109,8 @@ fn merge_source(source: &BlockDirtyBitmapOrStr) -> MergeFrom<'_> {
 }
 
 impl Control {
-    pub(super) async fn change_bitmap(&mut self, change: &Change) -> Reply {
+    pub(super) async fn change_bitmap(&mut self, change: Change) -> Reply {
+        let change = change.resolved(self);
         let changed = self
             .graph
             .transact(&self.shard, &[change.node()], async |transaction| {
@@ -97,9 +124,12 @@ impl Control {
     /// The bits as QEMU keeps them in memory: whole words of 64, the lowest bit
     /// first.
     pub(super) fn bitmap_sha256(&self, bitmap: &BlockDirtyBitmap) -> Reply {
+        let node = self
+            .find_node(Some(&bitmap.node), Some(&bitmap.node))
+            .map_err(|_| CommandError::generic(format!("Node '{}' not found", bitmap.node)))?;
         let bitmaps = self
             .graph
-            .bitmaps(&bitmap.node)
+            .bitmaps(&node)
             .map_err(|_| CommandError::generic(format!("Node '{}' not found", bitmap.node)))?;
         let found = bitmaps.get(&bitmap.name).ok_or_else(|| {
             CommandError::generic(format!("Dirty bitmap '{}' not found", bitmap.name))

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 
+use nix::sys::stat::{Mode, umask};
+
 use super::inbox::{Address, Message, Places, Room};
 
 /// Bytes that are read at once.
@@ -102,7 +104,12 @@ impl Listener {
     fn accept(&self) -> std::io::Result<Stream> {
         Ok(match self {
             Self::Unix(listener) => Stream::Unix(listener.accept()?.0),
-            Self::Tcp(listener) => Stream::Tcp(listener.accept()?.0),
+            Self::Tcp(listener) => {
+                let stream = listener.accept()?.0;
+                // Answers are small, and waited for.
+                stream.set_nodelay(true)?;
+                Stream::Tcp(stream)
+            }
         })
     }
 }
@@ -283,15 +290,17 @@ fn listen(place: &Place) -> Result<Listener, String> {
             if UnixStream::connect(path).is_err() && is_socket(path) {
                 let _ = std::fs::remove_file(path);
             }
-            UnixListener::bind(path)
-                .map(Listener::Unix)
-                .map_err(|error| {
-                    format!(
-                        "Failed to bind socket to {}: {}",
-                        path.display(),
-                        text_of(&error)
-                    )
-                })
+            // Whoever connects commands: nobody but the user shall.
+            let mask = umask(Mode::from_bits_truncate(0o177));
+            let bound = UnixListener::bind(path);
+            umask(mask);
+            bound.map(Listener::Unix).map_err(|error| {
+                format!(
+                    "Failed to bind socket to {}: {}",
+                    path.display(),
+                    text_of(&error)
+                )
+            })
         }
         Place::Tcp(host, port) => TcpListener::bind((host.as_str(), *port))
             .map(Listener::Tcp)

@@ -17,6 +17,7 @@ use super::backends::Backend;
 use super::chardev::Writer;
 use super::human::Lodger;
 use super::inbox::{Address, Inbox, Message};
+use super::objects::Objects;
 use crate::io;
 use crate::open::Opened;
 
@@ -54,7 +55,10 @@ pub(super) struct Control {
     /// Runs `qemu-io` commands.
     pub(super) monitor_shell: io::monitor::Monitor,
     pub(super) lodgers: Vec<Lodger>,
-    chardevs: Vec<String>,
+    pub(super) objects: Objects,
+    /// Images that were opened for a job.
+    pub(super) job_targets: Vec<String>,
+    pub(super) chardevs: Vec<String>,
     address: Address,
     monitors: BTreeMap<String, Monitor>,
     /// The monitor and the request that ended the process.
@@ -79,6 +83,8 @@ impl Control {
             controllers: Vec::new(),
             monitor_shell: io::monitor::Monitor::new(shard),
             lodgers: Vec::new(),
+            objects: Objects::default(),
+            job_targets: Vec::new(),
             chardevs: Vec::new(),
             address,
             monitors: BTreeMap::new(),
@@ -139,6 +145,21 @@ impl Control {
                     offset: span.map(|span| span.offset.cast_signed()),
                     size: span.map(|span| span.len.cast_signed()),
                     fatal,
+                };
+                address.send(Message::Event {
+                    name: event.name(),
+                    data: event.data().unwrap_or_default(),
+                });
+            }
+            Notice::WriteThreshold {
+                node,
+                threshold,
+                exceeded,
+            } => {
+                let event = Event::BlockWriteThreshold {
+                    node_name: node,
+                    amount_exceeded: exceeded,
+                    write_threshold: threshold,
                 };
                 address.send(Message::Event {
                     name: event.name(),
@@ -240,6 +261,7 @@ impl Control {
         self.jobs.step(&self.shard, &mut self.graph).await;
         self.tell_job_events();
         self.part_from_lodgers().await;
+        self.part_from_job_targets().await;
         self.forget_gone_nodes();
     }
 
@@ -275,6 +297,8 @@ impl Control {
 
     /// Jobs first, then users, then images; the last word is the answer.
     async fn shut_down(&mut self) {
+        // What a breakpoint holds would be waited for.
+        self.graph.resume_all_requests();
         self.jobs.end_all(&self.shard, &mut self.graph).await;
         self.tell_job_events();
         self.close_all_nodes().await;

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use ringback_block::graph::{Graph, GraphError, UserId};
 use ringback_block::port::Attachment;
 use ringback_block::request::Preallocation;
+use ringback_qmp_shim::command::BlockResize;
 use ringback_ring::Shard;
 
 use super::Reply;
@@ -72,10 +73,27 @@ impl Control {
                 command,
             }) => self.qemu_io(by_device, &name, &command).await,
             Ok(Line::InfoBlockJobs) => self.info_block_jobs(),
-            Ok(Line::InfoBlock { .. }) => reply("ringback does not implement 'info block'"),
+            Ok(Line::InfoBlock {
+                nodes,
+                verbose,
+                name,
+            }) => self.info_block(nodes, verbose, name.as_deref()).await,
+            Ok(Line::BlockResize { name, size }) => self.resize_by_name(&name, size).await,
             Ok(Line::Commit { .. }) => reply("ringback does not implement 'commit'"),
         };
         Ok(text.into())
+    }
+
+    async fn resize_by_name(&mut self, name: &str, size: u64) -> String {
+        let resize = BlockResize {
+            device: Some(name.to_owned()),
+            node_name: Some(name.to_owned()),
+            size: i64::try_from(size).unwrap_or(i64::MAX),
+        };
+        match self.block_resize(&resize).await {
+            Ok(_) => String::new(),
+            Err(error) => reply(&format!("Error: {}", error.desc)),
+        }
     }
 
     async fn qemu_io(&mut self, by_device: bool, name: &str, command: &str) -> String {
@@ -151,7 +169,12 @@ impl Control {
                 format!("Error: Device '{name}' not found")
             }));
         }
-        match self.find_node(Some(name), Some(name)) {
+        // The name of a drive, or else of a node.
+        let found = match self.node_of_device(name) {
+            Some(found) => found,
+            None => self.find_node(None, Some(name)),
+        };
+        match found {
             Ok(node) => Ok(Found {
                 node,
                 attachment: None,

@@ -28,12 +28,12 @@ impl Control {
     }
 
     pub(super) async fn pause_job(&mut self, id: &str) -> Reply {
-        self.jobs.pause(id).map_err(refusal)?;
+        self.jobs.pause(id).map_err(|error| refusal(&error))?;
         self.soon(id).await
     }
 
     pub(super) fn resume_job(&mut self, id: &str) -> Reply {
-        self.jobs.resume(id).map_err(refusal)?;
+        self.jobs.resume(id).map_err(|error| refusal(&error))?;
         done()
     }
 
@@ -42,33 +42,39 @@ impl Control {
             .jobs
             .cancel(&self.shard, &mut self.graph, id, by_force)
             .await;
-        cancelled.map_err(refusal)?;
+        cancelled.map_err(|error| refusal(&error))?;
         self.soon(id).await
     }
 
     pub(super) async fn finalize_job(&mut self, id: &str) -> Reply {
         let finalized = self.jobs.finalize(&self.shard, &mut self.graph, id).await;
-        finalized.map_err(refusal)?;
+        finalized.map_err(|error| refusal(&error))?;
         done()
     }
 
     pub(super) fn dismiss_job(&mut self, id: &str) -> Reply {
-        self.jobs.dismiss(id).map_err(refusal)?;
+        self.jobs.dismiss(id).map_err(|error| refusal(&error))?;
         done()
     }
 
     pub(super) fn complete_job(&self, id: &str) -> Reply {
-        self.jobs.check_verb(id, Verb::Complete).map_err(refusal)?;
+        self.jobs
+            .check_verb(id, Verb::Complete)
+            .map_err(|error| refusal(&error))?;
         done()
     }
 
     pub(super) fn set_job_speed(&mut self, id: &str, speed: i64) -> Reply {
-        self.jobs.set_speed(id, speed).map_err(refusal)?;
+        self.jobs
+            .set_speed(id, speed)
+            .map_err(|error| refusal(&error))?;
         done()
     }
 
     pub(super) fn change_job(&self, id: &str, _change: JobChange) -> Reply {
-        self.jobs.check_verb(id, Verb::Change).map_err(refusal)?;
+        self.jobs
+            .check_verb(id, Verb::Change)
+            .map_err(|error| refusal(&error))?;
         Err(CommandError::generic("Job type does not support change"))
     }
 
@@ -96,7 +102,7 @@ fn done() -> Reply {
     Ok(json!({}))
 }
 
-fn refusal(refusal: JobRefusal) -> CommandError {
+fn refusal(refusal: &JobRefusal) -> CommandError {
     CommandError::generic(refusal.to_string())
 }
 

@@ -7,6 +7,7 @@
 //! | `inbox` | the way from other threads to the control task |
 //! | `control` | that task: requests, events, the end |
 //! | `backends` | disks as management tools address them |
+//! | `objects` | what is neither node nor disk: groups of limits, threads, secrets |
 //! | `nodes`, `bitmaps`, `backup`, `jobs`, `query`, `reopen`, `machine` | the commands, by what they work on |
 //!
 //! What a command means is known to `ringback_qmp_shim`, what a node, a job or a
@@ -22,6 +23,7 @@ mod inbox;
 mod jobs;
 mod machine;
 mod nodes;
+mod objects;
 mod pid_file;
 mod query;
 mod reopen;
@@ -53,7 +55,8 @@ impl Control {
             Command::QueryName => Ok(machine::name()),
             Command::QueryUuid => Ok(machine::uuid()),
             Command::QueryKvm => Ok(machine::kvm()),
-            Command::QueryTpm | Command::QueryIothreads => Ok(Value::Array(Vec::new())),
+            Command::QueryTpm => Ok(Value::Array(Vec::new())),
+            Command::QueryIothreads => Ok(self.query_iothreads()),
             Command::QueryChardev => Ok(self.query_chardev()),
             Command::Stop => Ok(self.stop_machine()),
             Command::Cont => Ok(self.continue_machine()),
@@ -66,10 +69,17 @@ impl Control {
             Command::BlockdevCreate(create) => self.blockdev_create(*create),
             Command::BlockResize(resize) => self.block_resize(&resize).await,
             Command::QueryNamedBlockNodes(query) => {
-                self.named_block_nodes(query.flat.unwrap_or(false))
+                self.named_block_nodes(query.flat.unwrap_or(false)).await
             }
+            Command::QueryBlockstats(query) => {
+                let nodes = query.query_nodes.unwrap_or(false);
+                Ok(self.query_blockstats(nodes).await)
+            }
+            Command::XDebugQueryBlockGraph => Ok(self.query_block_graph()),
+            Command::BlockSetWriteThreshold(asked) => self.set_write_threshold(&asked),
+            Command::BlockLatencyHistogramSet(asked) => self.set_latency_histograms(&asked).await,
 
-            Command::QueryBlock => Ok(self.query_block()),
+            Command::QueryBlock => Ok(self.query_block().await),
             Command::DeviceAdd(add) => {
                 let device = Device::from_arguments(&add.properties)
                     .map_err(|error| CommandError::generic(error.to_string()))?;
@@ -80,12 +90,32 @@ impl Control {
                 self.eject(eject.device.as_deref(), eject.id.as_deref())
                     .await
             }
+            Command::BlockdevOpenTray(tray) => {
+                self.open_tray(tray.device.as_deref(), tray.id.as_deref())
+            }
+            Command::BlockdevCloseTray(tray) => {
+                self.close_tray(tray.device.as_deref(), tray.id.as_deref())
+            }
+            Command::BlockdevRemoveMedium(remove) => self.remove_medium(&remove.id).await,
+            Command::BlockdevInsertMedium(insert) => {
+                self.insert_medium(&insert.id, &insert.node_name).await
+            }
+            Command::BlockdevChangeMedium(change) => self.change_medium(&change).await,
             Command::QomGet(get) => self.qom_get(&get.path, &get.property),
             Command::QomSet(set) => self.qom_set(&set.path, &set.property, &set.value).await,
+            Command::QomList(list) => self.qom_list(&list.path),
+            Command::QomListTypes(types) => Ok(objects::list_types(
+                types.implements.as_deref(),
+                types.is_abstract.unwrap_or(false),
+            )),
+            Command::ObjectAdd(add) => self.object_add(add.object).await,
             Command::ObjectDel(del) => self.object_del(&del.id),
+            Command::XBlockdevSetIothread(asked) => self.set_iothread(&asked),
 
             Command::BlockdevBackup(backup) => self.blockdev_backup(&backup).await,
-            Command::BlockdevSnapshot(snapshot) => self.blockdev_snapshot(snapshot).await,
+            Command::DriveBackup(backup) => self.drive_backup(&backup).await,
+            Command::BlockdevSnapshot(snapshot) => self.blockdev_snapshot(&snapshot).await,
+            Command::BlockdevSnapshotSync(snapshot) => self.blockdev_snapshot_sync(&snapshot).await,
             Command::Transaction(transaction) => {
                 let properties = transaction.properties;
                 let mode = properties.and_then(|properties| properties.completion_mode);
@@ -137,24 +167,25 @@ impl Control {
 
             Command::BlockDirtyBitmapAdd(add) => {
                 self.find_node(Some(&add.node), Some(&add.node))?;
-                self.change_bitmap(&Change::Add(add)).await
+                self.change_bitmap(Change::Add(add)).await
             }
             Command::BlockDirtyBitmapRemove(bitmap) => {
-                self.change_bitmap(&Change::Remove(bitmap)).await
+                self.change_bitmap(Change::Remove(bitmap)).await
             }
             Command::BlockDirtyBitmapClear(bitmap) => {
-                self.change_bitmap(&Change::Clear(bitmap)).await
+                self.change_bitmap(Change::Clear(bitmap)).await
             }
             Command::BlockDirtyBitmapEnable(bitmap) => {
-                self.change_bitmap(&Change::Enable(bitmap)).await
+                self.change_bitmap(Change::Enable(bitmap)).await
             }
             Command::BlockDirtyBitmapDisable(bitmap) => {
-                self.change_bitmap(&Change::Disable(bitmap)).await
+                self.change_bitmap(Change::Disable(bitmap)).await
             }
-            Command::BlockDirtyBitmapMerge(merge) => {
-                self.change_bitmap(&Change::Merge(merge)).await
-            }
+            Command::BlockDirtyBitmapMerge(merge) => self.change_bitmap(Change::Merge(merge)).await,
             Command::XDebugBlockDirtyBitmapSha256(bitmap) => self.bitmap_sha256(&bitmap),
+
+            // There is nothing that could export a node yet.
+            Command::QueryBlockExports => Ok(Value::Array(Vec::new())),
 
             other => Err(machine::not_built(other.name())),
         }

@@ -22,15 +22,20 @@ fn generic(text: impl Into<String>) -> CommandError {
     CommandError::generic(text)
 }
 
+/// What is to be opened, from the options of a node.
+fn node_of(options: &BlockdevOptions) -> Result<names::OpenNode, CommandError> {
+    let tree = serde_json::to_value(options).map_err(|error| generic(error.to_string()))?;
+    let Value::Object(tree) = tree else {
+        return Err(generic("the options of a node are an object"));
+    };
+    let flat = flatten(&tree)?;
+    Ok(names::open(None, &flat, &Settings::default())?)
+}
+
 impl Control {
     pub(super) async fn blockdev_add(&mut self, options: &BlockdevOptions) -> Reply {
         options.check()?;
-        let tree = serde_json::to_value(options).map_err(|error| generic(error.to_string()))?;
-        let Value::Object(tree) = tree else {
-            return Err(generic("the options of a node are an object"));
-        };
-        let flat = flatten(&tree)?;
-        let node = names::open(None, &flat, &Settings::default())?;
+        let node = node_of(options)?;
         let name = self.open(node).await?;
         self.graph.set_owned(&name, true);
         Ok(json!({}))
@@ -188,11 +193,13 @@ impl Control {
     }
 
     async fn create_file(&mut self, options: &BlockdevCreateOptionsFile) -> Result<(), String> {
-        if options.nocow == Some(true) {
-            return Err("option 'nocow' is not supported".into());
-        }
-        if options.extent_size_hint.is_some_and(|hint| hint > 0) {
-            return Err("option 'extent-size-hint' is not supported".into());
+        // Hints for file systems that ringback does not give, as if the file system
+        // did not take them.
+        if options
+            .extent_size_hint
+            .is_some_and(|hint| hint > u64::from(u32::MAX))
+        {
+            return Err("Extent size hint is too large".into());
         }
         open::create_file(
             &self.shard,
@@ -204,24 +211,51 @@ impl Control {
     }
 
     async fn create_qcow2(&mut self, options: &BlockdevCreateOptionsQcow2) -> Result<(), String> {
-        let (Child::Node(file), None | Some(Child::Node(_))) = (&options.file, &options.data_file)
-        else {
-            return Err("the children of an image to be made are given by node name".into());
-        };
-        let data_file = match &options.data_file {
-            Some(Child::Node(name)) => Some(name.as_str()),
-            _ => None,
-        };
-        for name in [Some(file.as_str()), data_file].into_iter().flatten() {
-            self.find_node(Some(name), Some(name))
-                .map_err(|error| error.desc)?;
+        let mut opened = Vec::new();
+        let result = self.create_qcow2_in(options, &mut opened).await;
+        for node in &opened {
+            self.close(node).await.map_err(|error| error.desc)?;
         }
-        let create = open::qcow2_create_options(options, |name| {
-            self.nodes
-                .get(name)
-                .and_then(|opened| opened.name.exact().map(str::to_owned))
-        })?;
-        self.make_qcow2(file, data_file, &create).await
+        result
+    }
+
+    async fn create_qcow2_in(
+        &mut self,
+        options: &BlockdevCreateOptionsQcow2,
+        opened: &mut Vec<String>,
+    ) -> Result<(), String> {
+        let file = self.child_node(&options.file, opened).await?;
+        let data_file = match &options.data_file {
+            Some(child) => Some(self.child_node(child, opened).await?),
+            None => None,
+        };
+        let data_name = data_file.as_ref().map(|name| {
+            let opened = self.nodes.get(name);
+            opened
+                .map(|opened| opened.name.to_string())
+                .unwrap_or_default()
+        });
+        let create = open::qcow2_create_options(options, data_name);
+        self.make_qcow2(&file, data_file.as_deref(), &create).await
+    }
+
+    /// A node by its name, or one that is opened for this alone.
+    async fn child_node(
+        &mut self,
+        child: &Child,
+        opened: &mut Vec<String>,
+    ) -> Result<String, String> {
+        let options = match child {
+            Child::Node(name) => {
+                let found = self.find_node(Some(name), Some(name));
+                return found.map_err(|error| error.desc);
+            }
+            Child::Options(options) => options,
+        };
+        let node = node_of(options).map_err(|error| error.desc)?;
+        let name = self.open(node).await.map_err(|error| error.desc)?;
+        opened.push(name.clone());
+        Ok(name)
     }
 
     async fn make_qcow2(

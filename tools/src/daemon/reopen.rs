@@ -240,13 +240,6 @@ impl Control {
         })
     }
 
-    /// The child that a node has now.
-    fn child(&self, name: &str, edge: &str) -> Option<String> {
-        let children = self.graph.children(name).into_iter();
-        let mut children = children.filter(|(other, _)| *other == edge);
-        children.next().map(|(_, child)| child.to_owned())
-    }
-
     /// The child that a node is to have.
     fn new_child(
         &self,
@@ -261,7 +254,7 @@ impl Control {
             ))),
             Some(_) => Ok(None),
             None => {
-                let present = self.child(name, edge);
+                let present = self.child(name, &[edge]).map(str::to_owned);
                 if !inside(given, edge).is_empty() {
                     let inner = present.as_ref().and_then(|child| self.nodes.get(child));
                     if inner.is_none_or(|inner| inner.parent.as_deref() != Some(name)) {
@@ -315,7 +308,7 @@ impl Control {
                     .map_err(generic)?;
                 let says_backing =
                     given.contains_key("backing") || !inside(given, "backing").is_empty();
-                if !says_backing && self.child(name, "backing").is_some() {
+                if !says_backing && self.backing_of(name).is_some() {
                     return Err(generic(format!("backing is missing for '{name}'")));
                 }
                 let backing = self.new_child(name, "backing", given)?;
@@ -371,7 +364,7 @@ impl Control {
             }
             if let Some(child) = child_of(option) {
                 // Of a node inside, which has been looked at by itself.
-                let inner = self.child(name, child);
+                let inner = self.child(name, &[child]).map(str::to_owned);
                 let inner = inner.and_then(|inner| self.nodes.get(&inner));
                 if inner.is_some_and(|inner| inner.parent.as_deref() == Some(name)) {
                     continue;
@@ -383,8 +376,8 @@ impl Control {
                 }));
             }
             let is_present_child = self
-                .child(name, option)
-                .is_some_and(|child| value.as_str() == Some(child.as_str()));
+                .child(name, &[option.as_str()])
+                .is_some_and(|child| value.as_str() == Some(child));
             if old.options.get(option) != Some(value) && !is_present_child {
                 return Err(cannot_change(option));
             }

@@ -8,10 +8,10 @@ use std::process::ExitCode;
 use nix::sys::signal::{SigSet, Signal};
 use ringback_qmp_shim::command_line::chardev::Side;
 use ringback_qmp_shim::command_line::{
-    self, Backend, Chardev, CommandLine, Opt, Placed, Request, SocketAddress,
+    self, Backend, Chardev, CommandLine, InetAddress, Opt, Placed, Request, SocketAddress,
 };
 use ringback_ring::shards::Config;
-use ringback_ring::{Shard, Shards};
+use ringback_ring::{Shard, Shards, probe};
 
 use super::chardev::{self, Place, Spec};
 use super::control::Control;
@@ -61,6 +61,15 @@ fn run_words(program: &str, words: Vec<OsString>) -> ExitCode {
         Ok(Request::Show(text)) => {
             // Nobody may be listening.
             let _ = std::io::stdout().write_all(text.as_bytes());
+            if wants_more_than_version(&words) {
+                match probe::probe() {
+                    Ok(report) => println!("{report}"),
+                    Err(error) => {
+                        eprintln!("{program}: {error}");
+                        return ExitCode::FAILURE;
+                    }
+                }
+            }
             ExitCode::SUCCESS
         }
         Ok(Request::Run(line)) => {
@@ -79,6 +88,12 @@ fn run_words(program: &str, words: Vec<OsString>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// `--version -v` also shows what the kernel offers.
+fn wants_more_than_version(words: &[String]) -> bool {
+    let has = |wanted: [&str; 2]| words.iter().any(|word| wanted.contains(&word.as_str()));
+    has(["-V", "--version"]) && has(["-v", "--verbose"])
 }
 
 /// Starts the same program once more and waits until it serves. A process with
@@ -192,6 +207,11 @@ impl Made {
         });
         // The shard was stopped: nothing is left to do.
         let _ = ended.wait();
+        for placed in &line.options {
+            if let Opt::Chardev(device) = &placed.option {
+                remove_socket(device);
+            }
+        }
         Ok(())
     }
 
@@ -251,7 +271,7 @@ async fn make(control: &mut Control, placed: &Placed) -> Result<(), String> {
             monitor.check_mode().map_err(|error| error.to_string())?;
             return control.add_monitor(&monitor.chardev, monitor.pretty);
         }
-        Opt::Object(object) => control.add_object(object),
+        Opt::Object(object) => control.add_object(object).await,
         Opt::NbdServer(_) => return Err("ringback has no NBD server yet".into()),
         Opt::Export(_) => return Err("ringback has no exports yet".into()),
         Opt::Drive(drive) => control.add_drive(drive).await,
@@ -263,7 +283,10 @@ async fn make(control: &mut Control, placed: &Placed) -> Result<(), String> {
 fn open_chardev(device: &Chardev, address: &Address) -> Result<(), String> {
     let (place, side) = match &device.backend {
         Backend::Null => (Place::Null, None),
-        Backend::Stdio { .. } => (Place::Standard, None),
+        Backend::Stdio { signal: false } => {
+            return Err("signal=off is not supported".into());
+        }
+        Backend::Stdio { signal: true } => (Place::Standard, None),
         Backend::Socket(socket) => {
             let place = match &socket.address {
                 SocketAddress::Unix(unix) if unix.is_abstract => {
@@ -271,6 +294,7 @@ fn open_chardev(device: &Chardev, address: &Address) -> Result<(), String> {
                 }
                 SocketAddress::Unix(unix) => Place::Unix(PathBuf::from(&unix.path)),
                 SocketAddress::Inet(inet) => {
+                    refuse_unsupported(inet)?;
                     let port = inet.port.parse().map_err(|_| {
                         format!(
                             "address resolution failed for {}:{}: Servname not supported for \
@@ -278,7 +302,11 @@ fn open_chardev(device: &Chardev, address: &Address) -> Result<(), String> {
                             inet.host, inet.port
                         )
                     })?;
-                    Place::Tcp(inet.host.clone(), port)
+                    let host = match inet.host.as_str() {
+                        "" => "0.0.0.0",
+                        host => host,
+                    };
+                    Place::Tcp(host.to_owned(), port)
                 }
                 SocketAddress::Fd(number) => {
                     let number = number
@@ -304,6 +332,31 @@ fn open_chardev(device: &Chardev, address: &Address) -> Result<(), String> {
         },
     };
     chardev::start(spec, address)
+}
+
+/// Nobody listens any more.
+fn remove_socket(device: &Chardev) {
+    if let Backend::Socket(socket) = &device.backend
+        && matches!(socket.side, Side::Server { .. })
+        && let SocketAddress::Unix(unix) = &socket.address
+    {
+        // Somebody may have removed it.
+        let _ = std::fs::remove_file(&unix.path);
+    }
+}
+
+fn refuse_unsupported(inet: &InetAddress) -> Result<(), String> {
+    let unsupported = [
+        ("to", inet.to.is_some()),
+        ("ipv4", inet.ipv4.is_some()),
+        ("ipv6", inet.ipv6.is_some()),
+        ("keep-alive", inet.keep_alive),
+        ("numeric", inet.numeric),
+    ];
+    match unsupported.iter().find(|(_, asked)| *asked) {
+        Some((option, _)) => Err(format!("option '{option}' is not supported here")),
+        None => Ok(()),
+    }
 }
 
 fn log(verbosity: usize) {

@@ -15,6 +15,7 @@ use ringback_block::graph::Graph;
 use ringback_block::port::{Attachment, Port};
 use ringback_block::request;
 use ringback_block::span::Span;
+use ringback_block::usage::{Operation, Started};
 use ringback_qmp_shim::blockdev::{DetectZeroes, Discard, Settings};
 use ringback_ring::{Buf, Errno, IoResult, Shard};
 
@@ -128,6 +129,21 @@ impl Disk {
 
     fn port(&self) -> Rc<Port> {
         self.attachment.port(&self.shard)
+    }
+
+    /// A request begins that counts in the disk's statistics.
+    pub(crate) fn start_request(&self, operation: Operation, bytes: u64) -> Started {
+        self.port().start_request(&self.shard, operation, bytes)
+    }
+
+    /// It has ended.
+    pub(crate) fn end_request(&self, started: Started, is_ok: bool) {
+        self.port().end_request(&self.shard, started, is_ok);
+    }
+
+    /// Counts a request that makes no sense.
+    pub(crate) fn refuse_request(&self, operation: Operation) {
+        self.port().refuse_request(&self.shard, operation);
     }
 
     /// Whether it was opened for writing.

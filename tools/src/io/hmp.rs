@@ -8,6 +8,8 @@
 
 use std::fmt::Write;
 
+use ringback_qmp_shim::size::parse_size;
+
 /// A line that makes sense.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Line {
@@ -30,6 +32,13 @@ pub(crate) enum Line {
     },
     /// `info block-jobs`.
     InfoBlockJobs,
+    /// `block_resize NAME SIZE`.
+    BlockResize {
+        /// A drive or node.
+        name: String,
+        /// In bytes; a number without a suffix is one of mebibytes.
+        size: u64,
+    },
     /// `commit NAME`.
     Commit {
         /// A device, or `all`.
@@ -72,6 +81,13 @@ const COMMIT: Entry = Entry {
     help: "commit changes to the disk images (if -snapshot is used) or backing files",
 };
 
+const BLOCK_RESIZE: Entry = Entry {
+    name: "block_resize",
+    alias: None,
+    arguments: "device size",
+    help: "resize a block image",
+};
+
 const HELP: Entry = Entry {
     name: "help",
     alias: Some("?"),
@@ -102,7 +118,7 @@ const INFO_BLOCK_JOBS: Entry = Entry {
 };
 
 /// Sorted by name, as `help` shows them.
-const COMMANDS: &[Entry] = &[COMMIT, HELP, INFO, QEMU_IO];
+const COMMANDS: &[Entry] = &[BLOCK_RESIZE, COMMIT, HELP, INFO, QEMU_IO];
 const INFOS: &[Entry] = &[INFO_BLOCK, INFO_BLOCK_JOBS];
 
 /// Between words.
@@ -132,6 +148,14 @@ pub(crate) fn parse(line: &str) -> Result<Line, Refusal> {
             })
         }
         "info" => info(rest),
+        "block_resize" => {
+            let mut arguments = Arguments::new(rest, "block_resize", "block_resize");
+            let name = arguments.string("block device name expected")?;
+            let size = arguments.string("invalid size")?;
+            let size = mebibytes(&size).ok_or_else(|| arguments.refusal("invalid size"))?;
+            arguments.end()?;
+            Ok(Line::BlockResize { name, size })
+        }
         "commit" => {
             let mut arguments = Arguments::new(rest, "commit", "commit");
             let name = arguments.string("block device name expected")?;
@@ -140,6 +164,17 @@ pub(crate) fn parse(line: &str) -> Result<Line, Refusal> {
         }
         "help" | "?" => help(rest),
         word => Err(unknown(word)),
+    }
+}
+
+/// A size; without a suffix it is one of mebibytes.
+fn mebibytes(text: &str) -> Option<u64> {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+    let size = parse_size(text).ok()?;
+    if is_plain {
+        size.checked_mul(1 << 20)
+    } else {
+        Some(size)
     }
 }
 

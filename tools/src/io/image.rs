@@ -396,6 +396,8 @@ fn notify() -> Notify {
             };
             complain(&line);
         }
+        // Nobody sets a threshold here.
+        Notice::WriteThreshold { .. } => {}
         Notice::Error(text) => complain(&format!("qemu-io: {text}")),
         Notice::Warning(text) => complain(&format!("qemu-io: warning: {text}")),
         Notice::Message(text) => complain(&text),

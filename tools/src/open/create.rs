@@ -4,7 +4,6 @@ use ringback_block::format::qcow2::Compression;
 use ringback_block::format::qcow2::create::CreateOptions;
 use ringback_block::protocol;
 use ringback_block::request::Preallocation;
-use ringback_qmp_shim::blockdev::Child;
 use ringback_qmp_shim::command::{
     BlockdevCreateOptionsQcow2, BlockdevQcow2Version, PreallocMode, Qcow2CompressionType,
 };
@@ -35,30 +34,19 @@ pub(crate) fn preallocation(mode: Option<PreallocMode>) -> Preallocation {
     }
 }
 
-/// What the options of `blockdev-create` say of a qcow2 image. `file_name` tells
-/// the file name of a node, which an image remembers of its data file.
-///
-/// # Errors
-///
-/// The reason, in QEMU's words.
+/// What the options of `blockdev-create` say of a qcow2 image, which remembers the
+/// file name of its data file.
 pub(crate) fn qcow2_create_options(
     asked: &BlockdevCreateOptionsQcow2,
-    file_name: impl FnOnce(&str) -> Option<String>,
-) -> Result<CreateOptions, String> {
-    let data_file = match &asked.data_file {
-        None => None,
-        Some(Child::Node(name)) => Some(file_name(name.as_str()).unwrap_or_default()),
-        Some(Child::Options(_)) => {
-            return Err("the data file of an image to be made is given by node name".into());
-        }
-    };
+    data_file: Option<String>,
+) -> CreateOptions {
     let defaults = CreateOptions::new(asked.size);
     let refcount_bits = match asked.refcount_bits {
         None => defaults.refcount_bits,
         // Nothing negative is a power of two.
         Some(bits) => u64::try_from(bits).unwrap_or(0),
     };
-    Ok(CreateOptions {
+    CreateOptions {
         version: match asked.version {
             Some(BlockdevQcow2Version::V2) => 2,
             Some(BlockdevQcow2Version::V3) | None => 3,
@@ -77,5 +65,5 @@ pub(crate) fn qcow2_create_options(
         },
         preallocation: preallocation(asked.preallocation),
         ..defaults
-    })
+    }
 }

@@ -8,6 +8,7 @@
 mod create;
 mod describe;
 mod drivers;
+mod image;
 mod overlay;
 mod probe;
 
@@ -16,11 +17,11 @@ use std::path::PathBuf;
 use std::pin::Pin;
 
 use ringback_block::format::qcow2::header::{Header, OpenMode};
-use ringback_block::graph::{Graph, GraphError, NodeSpec, Qcow2Spec};
+use ringback_block::graph::{Graph, GraphError, NodeSpec, Place, Qcow2Spec};
 use ringback_block::notice::{Notice, Notify};
 use ringback_qmp_shim::blockdev::qcow2::ImageFacts;
 use ringback_qmp_shim::blockdev::{
-    CbwOptions, Child, DriverOptions, FileOptions, RawOptions, Settings,
+    CbwOptions, Child, DetectZeroes, DriverOptions, FileOptions, RawOptions, Settings,
 };
 use ringback_qmp_shim::open::{BackingHeader, DriverNode, ImageName, OpenNode};
 use ringback_ring::Shard;
@@ -31,6 +32,7 @@ pub(crate) use describe::{describe, describe_qcow2};
 pub(crate) use drivers::{
     cbw_timeout_ns, limits, on_cbw_error, policy, qcow2 as qcow2_options, reason,
 };
+pub(crate) use image::{NewImage, check_format, make_image};
 pub(crate) use overlay::overlay;
 pub(crate) use probe::{HEAD_BYTES, format as probed_format};
 
@@ -242,9 +244,12 @@ impl Opener<'_> {
                 (added, image(&[("file", Some(&file.name))]))
             }
             DriverOptions::Blkdebug(blkdebug) => {
+                // In QEMU it is older than the node that it opens below itself.
+                let place = self.graph.keep_place();
                 let child = self.open_child(blkdebug.image.clone()).await?;
                 let spec = drivers::blkdebug(blkdebug, &child)?;
                 let added = self.add(spec, name).await?;
+                self.graph.set_place(&added, place);
                 (added, image(&[("image", Some(&child.name))]))
             }
             DriverOptions::Throttle(throttle) => {
@@ -266,8 +271,9 @@ impl Opener<'_> {
                 (added, image(&[("file", Some(&child.name))]))
             }
             DriverOptions::CopyBeforeWrite(filter) => {
-                let (spec, file) = self.copy_before_write(filter).await?;
+                let (spec, file, place) = self.copy_before_write(filter).await?;
                 let added = self.add(spec, name).await?;
+                self.graph.set_place(&added, place);
                 (added, image(&[("file", Some(&file.name))]))
             }
             DriverOptions::SnapshotAccess(access) => {
@@ -336,8 +342,10 @@ impl Opener<'_> {
     async fn copy_before_write(
         &mut self,
         options: &CbwOptions<OpenNode>,
-    ) -> Result<(NodeSpec, Opened), String> {
+    ) -> Result<(NodeSpec, Opened, Place), String> {
         let file = self.open_child(options.file.clone()).await?;
+        // In QEMU it is older than its target.
+        let place = self.graph.keep_place();
         let target = self.open_child(options.target.clone()).await?;
         let bitmap = options
             .bitmap
@@ -349,7 +357,7 @@ impl Opener<'_> {
             bitmap,
             options: drivers::copy_before_write(options),
         };
-        Ok((spec, file))
+        Ok((spec, file, place))
     }
 
     /// The image first, without its backing file: its locks are taken before
@@ -374,6 +382,8 @@ impl Opener<'_> {
             .qcow2_header(self.shard, &file.node, mode)
             .await
             .map_err(|error| error.to_string())?;
+        // In QEMU it is older than its data file.
+        let place = self.graph.keep_place();
         let data_file = match &options.data_file {
             Some(child) => Some(self.open_child(child.clone()).await?.node),
             None if header.has_data_file() => {
@@ -397,6 +407,7 @@ impl Opener<'_> {
         let added = self
             .add(NodeSpec::Qcow2(spec), node.common.node_name.as_deref())
             .await?;
+        self.graph.set_place(&added, place);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let backing_file = header.backing_file.as_deref().map(text).unwrap_or_default();
         let backing_header = BackingHeader {
@@ -441,7 +452,26 @@ impl Opener<'_> {
         let name = name.ok_or("'data-file' is required for this image")?;
         let name = String::from_utf8_lossy(name);
         let path = name.strip_prefix("file:").unwrap_or(&name);
-        self.add(drivers::file_at(path, &node.settings), None).await
+        let added = self
+            .add(drivers::file_at(path, &node.settings), None)
+            .await?;
+        let mut given = Map::new();
+        given.insert("filename".to_owned(), path.into());
+        let opened = Opened {
+            node: added.clone(),
+            driver: "file",
+            name: ImageName::new("file", &given, &[]),
+            was_probed: false,
+            settings: Settings {
+                detect_zeroes: DetectZeroes::Off,
+                ..node.settings
+            },
+            header: None,
+            options: given,
+            parent: None,
+        };
+        self.known.insert(added.clone(), opened);
+        Ok(added)
     }
 }
 

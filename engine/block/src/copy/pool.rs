@@ -80,6 +80,8 @@ pub(crate) struct Pool {
     control: Arc<Control>,
     rate: Arc<Rate>,
     chunk_clusters: u64,
+    /// What has been copied is discarded on the source.
+    discard_source: bool,
     /// Stretches before this cluster have been handed out in this pass.
     cursor: AtomicU64,
     /// Workers that have a stretch, or are about to take one.
@@ -108,12 +110,14 @@ impl Pool {
         control: Arc<Control>,
         rate: Arc<Rate>,
         chunk_clusters: u64,
+        discard_source: bool,
     ) -> Self {
         Self {
             filter,
             control,
             rate,
             chunk_clusters,
+            discard_source,
             cursor: AtomicU64::new(0),
             reserved: AtomicU64::new(0),
             copying: AtomicU64::new(0),
@@ -352,6 +356,9 @@ impl Pool {
         match result {
             Ok(copied) => {
                 self.filter.publish(shard, claimed).await;
+                if self.discard_source {
+                    self.discard(shard, claimed).await;
+                }
                 self.data.fetch_add(copied.data, Ordering::Relaxed);
                 self.zero.fetch_add(copied.zero, Ordering::Relaxed);
                 Ok(claimed.end)
@@ -372,6 +379,18 @@ impl Drop for Copying<'_> {
         let was = self.0.copying.fetch_sub(1, Ordering::SeqCst);
         if was == 1 && self.0.control.is_paused() {
             self.0.control.wake();
+        }
+    }
+}
+
+impl Pool {
+    /// Frees what has been copied, on the source. For the filter that is a change
+    /// like a guest's: readers of the snapshot are waited for and go to the
+    /// target from then on. What cannot be freed stays.
+    async fn discard(&self, shard: &Shard, chunk: Chunk) {
+        let bytes = self.filter.bytes(chunk.first, chunk.end);
+        if self.filter.before_change(shard, bytes).await.is_ok() {
+            let _ = self.filter.source().discard(shard, bytes).await;
         }
     }
 }

@@ -41,6 +41,11 @@ pub enum RawError {
 }
 
 impl Raw {
+    /// Whether it is less than all of the node below.
+    pub(crate) fn is_window(&self) -> bool {
+        self.offset > 0 || self.size.is_some()
+    }
+
     /// A window from `offset` with `size` bytes, or as far as it goes.
     ///
     /// # Errors

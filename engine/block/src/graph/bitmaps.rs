@@ -84,7 +84,10 @@ impl Graph {
 /// without a word: its work is not done.
 pub(super) fn to_store(bitmaps: &mut NodeBitmaps) -> Result<Vec<StoredBitmap>, BitmapError> {
     bitmaps.reclaim_all()?;
-    let stored = bitmaps.persistent().filter_map(|bitmap| {
+    // Those that the file does not know yet come behind the others, the youngest
+    // first: so does QEMU.
+    let youngest_first: Vec<_> = bitmaps.persistent().collect();
+    let stored = youngest_first.into_iter().rev().filter_map(|bitmap| {
         Some(StoredBitmap {
             name: bitmap.name()?.to_owned(),
             bits: Arc::clone(bitmap.bits()),

@@ -38,27 +38,24 @@ impl Graph {
             .users
             .values()
             .filter(|user| self.passes_through(&user.node, bottom))
-            .map(|user| Claim::of_user(&user.node, &user.name, user.access));
+            .map(|user| {
+                let label = format!("{} (uses node '{}' as 'root' child)", user.name, user.node);
+                Claim::of_user(&user.node, &label, user.access)
+            });
         let as_target = self
             .nodes
             .iter()
             .filter_map(|(name, node)| match &node.kind {
                 Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, bottom) => {
                     // While the filter stands, the target is its own.
-                    let label = format!("node '{name}' (uses it as 'target' child)");
-                    let access = Access {
-                        read: true,
-                        write: true,
-                        alone_writing: true,
-                        resize: false,
-                    };
-                    Some(Claim::of_user(target, &label, access))
+                    let label = format!("node '{name}' (uses node '{target}' as 'target' child)");
+                    Some(Claim::of_user(target, &label, Access::OF_TARGET))
                 }
                 Kind::BlkDebug { filter, image } if self.passes_through(image, bottom) => {
                     let options = filter.options();
                     Some(Claim {
                         entry: image.clone(),
-                        name: format!("node '{name}' (uses it as 'image' child)"),
+                        name: format!("node '{name}' (uses node '{image}' as 'image' child)"),
                         held: options.take_child_perms.clone(),
                         unshared: options.unshare_child_perms.clone(),
                         filter: Some(name.clone()),
@@ -94,7 +91,7 @@ impl Graph {
             if !self.passes_through(file, bottom) || self.is_idle_filter(name, &node.kind) {
                 continue;
             }
-            let label = format!("node '{name}' (uses it as 'file' child)");
+            let label = format!("node '{name}' (uses node '{file}' as 'file' child)");
             let around = claims.iter().find(|claim| {
                 claim.holds(Permission::Write) && !self.passes_through(&claim.entry, name)
             });
@@ -123,7 +120,7 @@ impl Graph {
 
     /// Whether nothing depends on a filter yet: neither requests nor a snapshot
     /// go through it.
-    fn is_idle_filter(&self, name: &str, kind: &Kind) -> bool {
+    pub(super) fn is_idle_filter(&self, name: &str, kind: &Kind) -> bool {
         let is_exclusive = matches!(
             kind,
             Kind::CopyBeforeWrite {

@@ -158,6 +158,15 @@ impl Graph {
         Ok(())
     }
 
+    /// Removes every breakpoint of every node and lets go what they hold.
+    pub fn resume_all_requests(&self) {
+        for node in self.nodes.values() {
+            if let Kind::BlkDebug { filter, .. } = &node.kind {
+                filter.resume_all();
+            }
+        }
+    }
+
     /// The topmost `blkdebug` filter at or below a node: where breakpoints are
     /// set. None: there is none.
     pub fn blkdebug(&self, name: &str) -> Option<Arc<BlkDebug>> {

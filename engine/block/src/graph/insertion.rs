@@ -137,7 +137,7 @@ impl Graph {
     ) -> Result<(String, Arc<CopyBeforeWrite>), GraphError> {
         let name = match insertion.node_name {
             Some(name) => name.to_owned(),
-            None => self.make_name(),
+            None => self.make_name(shard),
         };
         let frozen = match insertion.bitmap {
             Some(name) => Some(self.freeze(insertion.file, name)?),
@@ -165,6 +165,14 @@ impl Graph {
     }
 
     fn freeze(&mut self, node: &str, name: &str) -> Result<Arc<DirtyBitmap>, GraphError> {
+        let is_target = self.nodes.values().any(|other| {
+            matches!(&other.kind, Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, node))
+        });
+        if is_target {
+            // What a filter saves there is not drained, and would mark a bitmap that
+            // stands still.
+            return Err(GraphError::InUse(node.into()));
+        }
         let bitmaps = &mut self.node_mut(node)?.bitmaps;
         if let Some(bitmap) = bitmaps.get(name) {
             bitmap.check_usable(true)?;
@@ -179,14 +187,14 @@ impl Graph {
         shard: &Shard,
         file: String,
         target: String,
-        bitmap: Option<(String, String)>,
+        bitmap: Option<&(String, String)>,
         options: copy_before_write::Options,
     ) -> Result<Kind, GraphError> {
         if file == target || self.reaches(&target, &file) || self.reaches(&file, &target) {
             return Err(GraphError::SameNode);
         }
         self.check_writable(&target)?;
-        let bits = match &bitmap {
+        let bits = match bitmap {
             None => None,
             Some((node, name)) => {
                 let bitmap = self.named_bitmaps(node)?.get(name);

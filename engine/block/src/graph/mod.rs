@@ -13,6 +13,7 @@
 //! | `transaction` | several changes at one instant |
 //! | `resolve` | from a node to its path |
 //! | `claims`, `permissions` | who may do what beside whom |
+//! | `edges` | the same, as questions about the graph see it |
 //!
 //! # Permissions
 //!
@@ -30,6 +31,7 @@
 
 mod bitmaps;
 mod claims;
+mod edges;
 mod error;
 mod filters;
 mod images;
@@ -62,12 +64,15 @@ use crate::protocol::{FileProtocol, NullProtocol, Protocol};
 use crate::request::Preallocation;
 use crate::span::Span;
 use crate::storage::Storage;
+use crate::traffic::Traffic;
 pub use bitmaps::BitmapSpec;
+pub use edges::{Edge, Parent};
 pub use error::GraphError;
 pub use images::Qcow2Spec;
 pub use insertion::{BitmapEnd, Inserted, Insertion, Scope};
+pub use ownership::Place;
 pub use permissions::Access;
-use permissions::ChildClaim;
+use permissions::{ChildClaim, Role};
 use reopen::Policy;
 pub use transaction::{MergeFrom, Transaction};
 
@@ -197,6 +202,8 @@ struct Node {
     is_owned: bool,
     kind: Kind,
     bitmaps: NodeBitmaps,
+    /// Of a node that is no protocol.
+    traffic: Arc<Traffic>,
     policy: Policy,
     /// What it does with its children by itself, whoever uses it.
     claims: Vec<ChildClaim>,
@@ -279,15 +286,18 @@ impl Graph {
         shard: &Shard,
         spec: NodeSpec,
     ) -> Result<String, GraphError> {
-        let name = self.make_name();
+        let name = self.make_name(shard);
         self.add_checked(shard, &name, spec).await?;
         Ok(name)
     }
 
-    /// A name that nobody can have given.
-    fn make_name(&mut self) -> String {
+    /// A name that nobody can have given: a counter, and two digits so that
+    /// nobody counts on it.
+    fn make_name(&mut self, shard: &Shard) -> String {
+        let number = self.next_name;
         self.next_name += 1;
-        format!("#block{:03}", self.next_name)
+        let digits = scramble(shard.now_ns() ^ number) % 100;
+        format!("#block{number}{digits:02}")
     }
 
     async fn add_checked(
@@ -325,7 +335,7 @@ impl Graph {
                 target,
                 bitmap,
                 options,
-            } => self.copy_before_write_on(shard, file, target, bitmap, options)?,
+            } => self.copy_before_write_on(shard, file, target, bitmap.as_ref(), options)?,
             NodeSpec::SnapshotAccess { file } => match &self.node(&file)?.kind {
                 Kind::CopyBeforeWrite { filter, .. } => {
                     let snapshot = Arc::new(SnapshotAccess::new(Arc::clone(filter)));
@@ -357,6 +367,7 @@ impl Graph {
             is_owned: false,
             kind,
             bitmaps,
+            traffic: Arc::new(Traffic::new(shard.set().count())),
             policy: Policy::default(),
             claims: Vec::new(),
         };
@@ -413,6 +424,19 @@ impl Graph {
         match kind {
             Kind::Qcow2 { image, .. } => Ok(image.can_compress()),
             kind => main_child(kind).map_or(Ok(false), |child| self.can_compress(child)),
+        }
+    }
+
+    /// Whether a discard on a node may do something: on a disk that can be
+    /// written, or in the view of a snapshot.
+    ///
+    /// # Errors
+    ///
+    /// [`GraphError::NotFound`].
+    pub fn can_discard(&self, name: &str) -> Result<bool, GraphError> {
+        match &self.node(name)?.kind {
+            Kind::SnapshotAccess { .. } => Ok(true),
+            _ => Ok(self.check_writable(name).is_ok()),
         }
     }
 
@@ -574,12 +598,9 @@ impl Graph {
     /// The bitmaps of a node, if a change reaches everybody who has to mark them.
     fn changeable_bitmaps(&mut self, name: &str) -> Result<&mut NodeBitmaps, GraphError> {
         self.named_bitmaps(name)?;
-        let is_target = self.nodes.values().any(|node| {
-            matches!(&node.kind, Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, name))
-        });
-        if is_target || self.is_under_format(name) {
-            // What a filter saves, and what a format reads and writes, goes along
-            // a path made when it was put in.
+        if self.is_file_of_format(name) {
+            // What a format reads and writes goes along a path made when it was
+            // opened.
             return Err(GraphError::InUse(name.into()));
         }
         Ok(&mut self.node_mut(name)?.bitmaps)
@@ -674,6 +695,13 @@ impl Graph {
         claims.any(|claim| self.passes_through(&claim.child, name))
     }
 
+    /// Whether a format that was opened on it writes to a node.
+    fn is_file_of_format(&self, name: &str) -> bool {
+        let claims = self.nodes.values().flat_map(|node| &node.claims);
+        let mut files = claims.filter(|claim| claim.role != Role::Backing);
+        files.any(|claim| self.passes_through(&claim.child, name))
+    }
+
     /// Users whose requests pass through a node.
     fn users_above(&self, name: &str) -> Vec<UserId> {
         self.users
@@ -704,6 +732,13 @@ impl Graph {
 
     /// Opens the gates onto the paths as the graph is now.
     async fn resume(&self, users: &[UserId]) {
+        for node in self.nodes.values() {
+            if let Kind::CopyBeforeWrite { filter, target, .. } = &node.kind
+                && let Ok(path) = self.path(target)
+            {
+                filter.set_target(path);
+            }
+        }
         for id in users {
             let user = &self.users[id];
             let path = self
@@ -712,6 +747,13 @@ impl Graph {
             user.attachment.resume(Some(path)).await;
         }
     }
+}
+
+/// Spreads a number over all bits (the finaliser of splitmix64).
+fn scramble(mut number: u64) -> u64 {
+    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
 }
 
 /// As names of nodes and groups have to be.

@@ -9,17 +9,35 @@ use ringback_ring::Shard;
 use super::{Graph, GraphError, Kind, UserId};
 use crate::bitmap::{BitmapFlags, BitmapInfo};
 
+/// A place in the order of ages.
+#[derive(Clone, Copy, Debug)]
+pub struct Place(u64);
+
 impl Graph {
     /// Whether there is a node of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.nodes.contains_key(name)
     }
 
-    /// All nodes, oldest first: children come before their parents.
+    /// All nodes, oldest first.
     pub fn names(&self) -> impl DoubleEndedIterator<Item = &str> {
         let mut names: Vec<_> = self.nodes.iter().collect();
         names.sort_unstable_by_key(|(_, node)| node.number);
         names.into_iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Keeps a place in the order of ages for a node that is made only after
+    /// those below it.
+    pub fn keep_place(&mut self) -> Place {
+        self.next_number += 1;
+        Place(self.next_number)
+    }
+
+    /// Puts a node at a place that was kept.
+    pub fn set_place(&mut self, name: &str, place: Place) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.number = place.0;
+        }
     }
 
     /// Says whether somebody outside keeps the node, until he gives it up.
@@ -128,8 +146,9 @@ impl Graph {
     }
 
     /// The bitmaps that queries show of a node, newest first. A filter shows what
-    /// can be read from its snapshot and what has been overwritten; what it has
-    /// still to save is shown at the node below, as its youngest bitmap.
+    /// can be read from its snapshot, what has been overwritten, and what it has
+    /// still to save. Of a backup's filter the last is shown at the disk, as its
+    /// youngest bitmap: there it was first shown, and scripts look for it.
     ///
     /// # Errors
     ///
@@ -137,16 +156,30 @@ impl Graph {
     pub fn shown_bitmaps(&self, name: &str) -> Result<Vec<BitmapInfo>, GraphError> {
         let node = self.node(name)?;
         let mut shown = Vec::new();
-        for (_, above) in &self.nodes {
-            if let Kind::CopyBeforeWrite { filter, file, .. } = &above.kind
+        for above in self.nodes.values() {
+            if let Kind::CopyBeforeWrite {
+                filter,
+                file,
+                is_exclusive: true,
+                ..
+            } = &above.kind
                 && file == name
             {
                 shown.push(anonymous(filter.cluster_size(), filter.counts().copy));
             }
         }
-        if let Kind::CopyBeforeWrite { filter, .. } = &node.kind {
+        if let Kind::CopyBeforeWrite {
+            filter,
+            is_exclusive,
+            ..
+        } = &node.kind
+        {
             let (unit, counts) = (filter.cluster_size(), filter.counts());
-            shown.extend([anonymous(unit, counts.access), anonymous(unit, counts.done)]);
+            shown.push(anonymous(unit, counts.access));
+            shown.push(anonymous(unit, counts.done));
+            if !is_exclusive {
+                shown.push(anonymous(unit, counts.copy));
+            }
         }
         shown.extend(node.bitmaps.list());
         Ok(shown)
@@ -178,7 +211,7 @@ fn anonymous(granularity: u64, count: u64) -> BitmapInfo {
 }
 
 /// The nodes below, by what they are to this one.
-fn edges(kind: &Kind) -> Vec<(&'static str, &str)> {
+pub(super) fn edges(kind: &Kind) -> Vec<(&'static str, &str)> {
     match kind {
         Kind::Protocol { .. } => Vec::new(),
         Kind::Qcow2 {

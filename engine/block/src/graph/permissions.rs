@@ -18,6 +18,16 @@ pub struct Access {
     pub resize: bool,
 }
 
+impl Access {
+    /// While a copy-before-write filter stands, its target is its own.
+    pub(super) const OF_TARGET: Self = Self {
+        read: true,
+        write: true,
+        alone_writing: true,
+        resize: false,
+    };
+}
+
 /// What a node below is to a format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
@@ -27,7 +37,7 @@ pub(super) enum Role {
 }
 
 impl Role {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::File => "file",
             Self::Backing => "backing",
@@ -54,7 +64,10 @@ impl ChildClaim {
         Self {
             child: child.into(),
             role,
-            label: format!("node '{name}' (uses it as '{}' child)", role.name()),
+            label: format!(
+                "node '{name}' (uses node '{child}' as '{}' child)",
+                role.name()
+            ),
             access: Access {
                 read: true,
                 write,

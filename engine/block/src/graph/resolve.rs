@@ -22,10 +22,15 @@ impl Graph {
                 Kind::Throttle { throttle, .. } => Some(Arc::clone(throttle)),
                 _ => None,
             };
+            let traffic = match &node.kind {
+                Kind::Protocol { .. } => None,
+                _ => Some(Arc::clone(&node.traffic)),
+            };
             layers.push(Layer {
                 copy_before_write: filter,
                 throttle,
                 recorders,
+                traffic,
                 treatment: node.policy.treatment,
             });
             at = match &node.kind {

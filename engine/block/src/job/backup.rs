@@ -44,6 +44,8 @@ pub struct Options {
     pub max_chunk: u64,
     /// Bytes a second; 0: no limit.
     pub speed: u64,
+    /// What has been copied is discarded on the source.
+    pub discard_source: bool,
     /// Policy for read errors.
     pub on_source_error: OnError,
     /// Policy for write errors.
@@ -57,6 +59,7 @@ impl Default for Options {
             max_workers: 64,
             max_chunk: 0,
             speed: 0,
+            discard_source: false,
             on_source_error: OnError::Report,
             on_target_error: OnError::Report,
         }
@@ -144,6 +147,7 @@ impl Backup {
             Arc::clone(&control),
             Arc::clone(&rate),
             shape.chunk_clusters,
+            options.discard_source,
         ));
         let run = Run {
             filter: Arc::clone(filter),

@@ -204,6 +204,9 @@ impl BackupSpec {
         if graph.size(&self.source)? != graph.size(&self.target)? {
             return Err(BackupRefusal::Sizes);
         }
+        if self.options.discard_source && !graph.can_discard(&self.source)? {
+            return Err(BackupRefusal::Filter(GraphError::ReadOnly));
+        }
         Ok(bitmap)
     }
 }

@@ -11,6 +11,11 @@
 //!
 //! A file system that does not know one of the fallocate modes is not asked
 //! again.
+//!
+//! # Two lengths
+//!
+//! A format that will write behind the end has the file made longer before
+//! (`ahead`). The size of the disk is what was written, not what the file got.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -18,6 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use ringback_ring::file::Kind;
 use ringback_ring::{Buf, Errno, File, IoResult, Shard};
 
+use super::ahead::Ahead;
 use crate::extent::{Content, Extent};
 use crate::planted::{self, Fault};
 use crate::span::Span;
@@ -34,8 +40,10 @@ const TRANSFER_MAX: usize = 1 << 30;
 #[derive(Debug)]
 pub struct FileProtocol {
     file: File,
-    /// Bytes of the file now: writes behind its end make it grow.
+    /// Bytes of the disk now: writes behind its end make it grow.
     end: AtomicU64,
+    /// Bytes of the file, which may have become longer before that.
+    ahead: Ahead,
     /// Discards are passed on (`discard=unmap`) or ignored.
     discard: AtomicBool,
     /// Flushes are answered and forgotten (`cache.no-flush`).
@@ -62,10 +70,11 @@ fn is_unsupported(errno: Errno) -> bool {
 impl FileProtocol {
     /// A disk of the file's size, rounded up to whole sectors.
     pub fn new(file: File, discard: bool) -> Self {
-        let end = AtomicU64::new(file.geometry().size);
+        let size = file.geometry().size;
         Self {
+            ahead: Ahead::new(size, file.geometry().kind == Kind::Regular),
+            end: AtomicU64::new(size),
             file,
-            end,
             discard: AtomicBool::new(discard),
             no_flush: AtomicBool::new(false),
             dirty: AtomicBool::new(false),
@@ -78,10 +87,6 @@ impl FileProtocol {
         }
     }
 
-    fn discards(&self) -> bool {
-        self.discard.load(Ordering::Relaxed)
-    }
-
     /// Whether discards are passed on, and whether flushes are left out.
     pub(crate) fn set_policy(&self, discard: bool, no_flush: bool) {
         self.discard.store(discard, Ordering::Relaxed);
@@ -91,6 +96,11 @@ impl FileProtocol {
     /// The file itself.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    #[cfg(test)]
+    pub(super) fn ahead(&self) -> &Ahead {
+        &self.ahead
     }
 
     pub(crate) fn size(&self) -> u64 {
@@ -105,6 +115,7 @@ impl FileProtocol {
     fn reach(&self, end: u64) {
         if self.end.load(Ordering::Relaxed) < end {
             self.end.fetch_max(end, Ordering::AcqRel);
+            self.ahead.reach(end);
         }
     }
 
@@ -118,20 +129,46 @@ impl FileProtocol {
             };
         }
         self.set_dirty();
-        self.file.truncate(shard, size).await?;
+        let is_long_already =
+            self.end.load(Ordering::Acquire) < size && size <= self.ahead.length();
+        if !is_long_already {
+            self.file.truncate(shard, size).await?;
+            self.ahead.set(size);
+        }
         self.end.store(size, Ordering::Release);
         Ok(())
+    }
+
+    /// See [`super::Protocol::grow_ahead`].
+    pub(crate) async fn grow_ahead(&self, shard: &Shard, end: u64) {
+        self.ahead.grow(shard, &self.file, end).await;
+    }
+
+    /// See [`super::Protocol::cut_ahead`].
+    pub(crate) async fn cut_ahead(&self, shard: &Shard) -> IoResult<()> {
+        let end = self.end.load(Ordering::Acquire);
+        if self.ahead.length() <= end {
+            return Ok(());
+        }
+        self.set_dirty();
+        self.ahead.cut(shard, &self.file, end).await
     }
 
     /// Reserves space in a regular file, which may make it longer.
     pub(crate) async fn allocate(&self, shard: &Shard, span: Span) -> IoResult<()> {
         self.set_dirty();
+        let _beyond = self.ahead.enter(span.end()).await;
         again(shard, async || {
             self.file.allocate(shard, span.offset, span.len).await
         })
         .await?;
         self.reach(span.end());
         Ok(())
+    }
+
+    /// Whether discards reach the file.
+    pub(crate) fn discards(&self) -> bool {
+        self.discard.load(Ordering::Relaxed)
     }
 
     pub(crate) fn request_alignment(&self) -> u64 {
@@ -176,6 +213,7 @@ impl FileProtocol {
         window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
         let end = offset + window.len() as u64;
+        let _beyond = self.ahead.enter(end).await;
         let mut transfer = Transfer::new(self, offset, window);
         while let Some((at, piece)) = transfer.next() {
             let result;
@@ -205,6 +243,7 @@ impl FileProtocol {
         len: u64,
         may_unmap: bool,
     ) -> IoResult<bool> {
+        let _beyond = self.ahead.enter(offset + len).await;
         let done = (may_unmap && self.discards() && self.try_punch(shard, offset, len).await?)
             || self.try_zero(shard, offset, len).await?
             || self.try_punch_and_allocate(shard, offset, len).await?;

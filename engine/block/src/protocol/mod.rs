@@ -4,6 +4,7 @@
 //! tries again where the kernel says so, and reads zeroes behind the end of a
 //! file. Alignment itself is the business of [`crate::storage`].
 
+mod ahead;
 mod create;
 mod file;
 mod null;
@@ -79,6 +80,14 @@ impl Protocol {
         }
     }
 
+    /// Whether discards go any further.
+    pub(crate) fn discards(&self) -> bool {
+        match self {
+            Self::File(file) => file.discards(),
+            Self::Null(_) => false,
+        }
+    }
+
     /// Makes acknowledged writes durable.
     pub(crate) async fn flush(&self, shard: &Shard) -> IoResult<()> {
         match self {
@@ -108,6 +117,24 @@ impl Protocol {
         match self {
             Self::File(file) => file.truncate(shard, size).await,
             Self::Null(_) => Err(Errno::EOPNOTSUPP),
+        }
+    }
+
+    /// A hint that writes will follow, up to `end`: a file becomes so long, and
+    /// somewhat longer, without taking space. Its size does not say so.
+    pub(crate) async fn grow_ahead(&self, shard: &Shard, end: u64) {
+        match self {
+            Self::File(file) => file.grow_ahead(shard, end).await,
+            Self::Null(_) => {}
+        }
+    }
+
+    /// Ends what [`Protocol::grow_ahead`] began: a file is as long as its size
+    /// says. Nothing else may be in flight.
+    pub(crate) async fn cut_ahead(&self, shard: &Shard) -> IoResult<()> {
+        match self {
+            Self::File(file) => file.cut_ahead(shard).await,
+            Self::Null(_) => Ok(()),
         }
     }
 

@@ -63,7 +63,8 @@ impl AuthzListOptions {
     pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self> {
         let policy = reader.word("policy")?.unwrap_or_default();
         let mut rules = Vec::new();
-        for mut rule in reader.objects("rules")?.unwrap_or_default() {
+        for rule in reader.objects("rules")?.unwrap_or_default() {
+            let mut rule = rule?;
             rules.push(AuthzRule {
                 pattern: rule.required("match", Reader::text)?,
                 policy: rule.required("policy", Reader::word)?,

@@ -38,7 +38,12 @@ impl IothreadOptions {
         })
     }
 
-    pub(super) fn check(self) -> Result<Self> {
+    /// Whether the numbers go together.
+    ///
+    /// # Errors
+    ///
+    /// [`ArgumentError::PropertyRange`] or [`ArgumentError::ThreadPool`].
+    pub fn check(self) -> Result<Self> {
         for (name, value) in [
             ("aio-max-batch", self.aio_max_batch),
             ("thread-pool-min", self.thread_pool_min),

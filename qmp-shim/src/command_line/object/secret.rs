@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use super::hidden;
 use crate::command_line::error::{ArgumentError, Result};
 use crate::error::OptionError;
 use crate::visit::{Reader, words};
@@ -31,7 +30,7 @@ pub struct Secret(pub Vec<u8>);
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        hidden(f)
+        f.write_str("***")
     }
 }
 
@@ -55,6 +54,16 @@ impl SecretFormat {
         match self {
             Self::Raw => Ok(Secret(written.to_vec())),
             Self::Base64 => decode_base64(written).map(Secret),
+        }
+    }
+
+    /// A secret as it would be written. What is no UTF-8 cannot be written as it is, and
+    /// shows replacement characters.
+    #[must_use]
+    pub fn encode(self, secret: &Secret) -> String {
+        match self {
+            Self::Raw => String::from_utf8_lossy(&secret.0).into_owned(),
+            Self::Base64 => encode_base64(&secret.0),
         }
     }
 }
@@ -139,6 +148,24 @@ fn decode_base64(text: &[u8]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+fn encode_base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let byte = |index: usize| usize::from(group.get(index).copied().unwrap_or(0));
+        let bits = (byte(0) << 16) | (byte(1) << 8) | byte(2);
+        for place in 0..4 {
+            // A group of one byte fills two digits, one of two bytes three.
+            text.push(if place <= group.len() {
+                char::from(DIGITS[(bits >> (18 - 6 * place)) & 63])
+            } else {
+                '='
+            });
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +191,16 @@ mod tests {
         assert_eq!(found, Err(ArgumentError::NotBase64));
         let raw = SecretFormat::Raw.decode(b"e H=").unwrap();
         assert_eq!(raw.0, b"e H=");
+    }
+
+    #[test]
+    fn secrets_are_written_as_they_were_given() {
+        for text in ["", "eA==", "eHk=", "eHl6", "/+8=", "aGVsbG8="] {
+            let secret = SecretFormat::Base64.decode(text.as_bytes()).unwrap();
+            assert_eq!(SecretFormat::Base64.encode(&secret), text);
+        }
+        let secret = SecretFormat::Raw.decode("h\u{e9}".as_bytes()).unwrap();
+        assert_eq!(SecretFormat::Raw.encode(&secret), "h\u{e9}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::rc::Rc;
 
+use ringback_block::usage::Operation;
 use ringback_ring::{IoResult, error_text};
 
 use super::memory::{Common, FILL, Memory, UNREAD, offset_and_lengths, pattern, vector};
@@ -73,7 +74,10 @@ pub(super) const AIO_FLUSH: Command = Command {
     one_line: "completes all outstanding aio requests",
     run: |shell, _| {
         Box::pin(async {
+            let disk = shell.disk();
+            let flush = disk.start_request(Operation::Flush, 0);
             shell.requests.drain_all().await;
+            disk.end_request(flush, true);
             Ok(())
         })
     },
@@ -120,6 +124,7 @@ async fn aio_read(shell: &Rc<Shell>, call: &Call) -> Outcome {
     while let Some(given) = getopt.next()? {
         match given.letter {
             'i' => {
+                shell.disk().refuse_request(Operation::Read);
                 shell.out.line("injecting invalid read request");
                 return Ok(());
             }
@@ -165,10 +170,16 @@ async fn read_beside(begun: Begun, byte: Option<u8>, show: bool) {
 
 async fn read_memory(begun: &Begun) -> IoResult<Memory> {
     let (disk, offset, len) = (&begun.disk, begun.offset, begun.len);
-    disk.check(offset, len)?;
-    let Memory { buf, window } = Memory::filled(&begun.shell, len, UNREAD).await?;
-    let (result, buf) = disk.read(offset, buf, window.clone()).await;
-    result.map(|()| Memory { buf, window })
+    let read = disk.start_request(Operation::Read, len);
+    let result = async {
+        disk.check(offset, len)?;
+        let Memory { buf, window } = Memory::filled(&begun.shell, len, UNREAD).await?;
+        let (result, buf) = disk.read(offset, buf, window.clone()).await;
+        result.map(|()| Memory { buf, window })
+    }
+    .await;
+    disk.end_request(read, result.is_ok());
+    result
 }
 
 /// What `aio_write` does.
@@ -187,6 +198,7 @@ async fn aio_write(shell: &Rc<Shell>, call: &Call) -> Outcome {
         match given.letter {
             'f' => flags.fua = true,
             'i' => {
+                shell.disk().refuse_request(Operation::Write);
                 shell.out.line("injecting invalid write request");
                 return Ok(());
             }
@@ -241,12 +253,22 @@ async fn write_beside(begun: Begun, what: What) {
 
 async fn write_what(begun: &Begun, what: What) -> IoResult<()> {
     let (disk, offset, len) = (&begun.disk, begun.offset, begun.len);
-    disk.check(offset, len)?;
     match what {
-        What::Zeroes(flags) => disk.write_zeroes(offset, len, flags).await,
+        // As in QEMU, these do not count.
+        What::Zeroes(flags) => {
+            disk.check(offset, len)?;
+            disk.write_zeroes(offset, len, flags).await
+        }
         What::Bytes { byte, fua } => {
-            let Memory { buf, window } = Memory::filled(&begun.shell, len, byte).await?;
-            disk.write(offset, buf, window, fua).await.0
+            let write = disk.start_request(Operation::Write, len);
+            let result = async {
+                disk.check(offset, len)?;
+                let Memory { buf, window } = Memory::filled(&begun.shell, len, byte).await?;
+                disk.write(offset, buf, window, fua).await.0
+            }
+            .await;
+            disk.end_request(write, result.is_ok());
+            result
         }
     }
 }

@@ -140,7 +140,7 @@ pub struct CopyBeforeWrite {
     options: Options,
     /// The disk below the filter.
     source: ArcSwap<Path>,
-    /// Where old data goes.
+    /// Where old data goes. Paths are exchanged when what is on them changes.
     target: ArcSwap<Path>,
     // Shared by all shards, lock-free.
     cells: Cells,
@@ -279,6 +279,11 @@ impl CopyBeforeWrite {
     /// Where old data goes.
     pub(crate) fn target(&self) -> Arc<Path> {
         self.target.load_full()
+    }
+
+    /// The same disk by another path. What is in flight ends on the old one.
+    pub(crate) fn set_target(&self, target: Path) {
+        self.target.store(Arc::new(target));
     }
 
     /// Other ways to the same disks. Nobody saves, and no job moves, meanwhile.
@@ -760,7 +765,9 @@ impl CopyBeforeWrite {
         fence(Ordering::SeqCst);
         let mut run = first..first;
         for cluster in first..end {
-            if self.cells.discard(cluster) == Discarded::OnTarget {
+            // Also where nothing was saved: whoever watches the target learns what
+            // the client has done with.
+            if self.cells.discard(cluster) != Discarded::BySaver {
                 run.end = cluster + 1;
                 continue;
             }

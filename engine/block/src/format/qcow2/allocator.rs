@@ -280,6 +280,7 @@ impl Allocator {
         frame.file.event(shard, Event::ClusterAlloc).await;
         let host = self.reserve(shard, frame, count, what).await?;
         let span = Span::new(host, count << frame.geometry.cluster_bits);
+        frame.file.grow_ahead(shard, span.end()).await;
         self.change(shard, frame, clusters_of(frame, span), true)
             .await?;
         frame.check_overlap(shard, span, None).await?;
@@ -527,6 +528,7 @@ impl Allocator {
             }
         };
         let span = Span::new(start, len);
+        frame.file.grow_ahead(shard, span.end()).await;
         self.change(shard, frame, clusters_of(frame, span), true)
             .await?;
         self.blank_from = self

@@ -154,6 +154,10 @@ impl DirectoryEntry {
         self.flags & IN_USE != 0
     }
 
+    pub(super) fn is_auto(&self) -> bool {
+        self.flags & AUTO != 0
+    }
+
     fn satisfies_constraints(&self, kind: u8, geometry: &Geometry, disk_size: u64) -> bool {
         let bytes = u64::from(self.table_len) * geometry.cluster_size;
         let covered = (u128::from(bytes) * 8) << self.granularity_bits.min(64);

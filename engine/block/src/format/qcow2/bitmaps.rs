@@ -236,7 +236,33 @@ async fn mark_words(shard: &Shard, bits: &DirtyBitmap, first: u64, count: u64) {
     }
 }
 
+/// What an image's directory says of a bitmap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedBitmap {
+    /// Its name.
+    pub name: String,
+    /// Bytes a bit.
+    pub granularity: u64,
+    /// Whoever opened the image has not closed it.
+    pub in_use: bool,
+    /// It records.
+    pub auto: bool,
+}
+
 impl Qcow2 {
+    /// The bitmaps that the file holds, as it holds them now.
+    pub async fn listed_bitmaps(&self) -> Vec<ListedBitmap> {
+        let bitmaps = self.bitmaps.lock().await;
+        let entries = bitmaps.held.iter().map(|held| &held.entry);
+        let listed = entries.map(|entry| ListedBitmap {
+            name: entry.label(),
+            granularity: 1u64.checked_shl(entry.granularity_bits.into()).unwrap_or(0),
+            in_use: entry.is_in_use(),
+            auto: entry.is_auto(),
+        });
+        listed.collect()
+    }
+
     /// What was loaded when the image was opened, once.
     pub(crate) fn take_loaded_bitmaps(&self) -> Vec<StoredBitmap> {
         std::mem::take(&mut *self.loaded_bitmaps())

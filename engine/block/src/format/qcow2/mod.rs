@@ -60,7 +60,7 @@ mod write_back;
 mod zero;
 
 pub use bitmap_directory::{BitmapsError, NotStorable};
-pub use bitmaps::StoredBitmap;
+pub use bitmaps::{ListedBitmap, StoredBitmap};
 pub use image::{Compression, DiscardRules, Qcow2};
 pub use open::{OpenOptions, Qcow2Error, read_header};
 pub use reserved::OverlapCheck;

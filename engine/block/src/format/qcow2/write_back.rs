@@ -229,6 +229,14 @@ impl Qcow2 {
     /// Writes everything and leaves the image as if nobody had it open. Nothing
     /// else may be in flight.
     pub async fn close(&self, shard: &Shard) -> IoResult<()> {
+        // First, so that the flushes below make it durable.
+        if let Err(errno) = self.frame.file.cut_ahead(shard).await {
+            // It is longer than it must be: no harm to data.
+            tracing::warn!(
+                node = self.frame.name,
+                "could not cut the tail of the file off: {errno}"
+            );
+        }
         if !self.frame.writable || !self.frame.is_usable() {
             return Ok(());
         }

@@ -1,0 +1,4 @@
+//! `ringback daemon` as management tools see it.
+
+mod qmp;
+mod queries;
