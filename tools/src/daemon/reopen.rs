@@ -300,6 +300,9 @@ impl Control {
                 }
             }
             DriverOptions::Qcow2(options) => {
+                if options.data_file.is_some() && self.child(name, "data-file").is_none() {
+                    return Err(cannot_change("data-file"));
+                }
                 let facts = image_facts(old);
                 let opened = qcow2_options(options, &node.settings, facts, self.notify())
                     .map_err(generic)?;

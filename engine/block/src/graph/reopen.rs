@@ -230,7 +230,7 @@ impl Graph {
         for reopening in list {
             self.restructure(reopening)?;
         }
-        self.check_writers(list, progress)?;
+        self.check_writers(progress)?;
         let mut images = self.images_to_reopen(list, progress)?;
         for name in images.iter().rev() {
             self.write_image(shard, name, progress).await?;
@@ -379,11 +379,8 @@ impl Graph {
     }
 
     /// Whoever writes can still do so.
-    fn check_writers(&self, list: &[Reopening], progress: &Progress) -> Result<(), GraphError> {
+    fn check_writers(&self, progress: &Progress) -> Result<(), GraphError> {
         for (entry, grows) in self.writers() {
-            if !self.reaches_one_of(&entry, list) {
-                continue;
-            }
             let checked = if grows {
                 self.check_growable(&entry)
             } else {
