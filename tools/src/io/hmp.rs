@@ -569,7 +569,7 @@ mod tests {
             "info block-jobs  -- show progress of ongoing block device operations\r\n"
         );
         assert_eq!(help("info"), help("help info"));
-        assert_eq!(help("help").lines().count(), 5);
+        assert_eq!(help("help").lines().count(), 6);
         assert!(COMMANDS.is_sorted_by_key(|entry| entry.name));
     }
 
