@@ -503,7 +503,8 @@ fn limits_and_permissions_are_checked() {
             add(graph, "alone", alone).await,
             Err(
                 "Permission conflict on node 'file': permissions 'write' are both required by \
-                 test (uses node 'file' as 'root' child) and unshared by node 'alone' (uses node 'file' as 'image' child)."
+                 test (uses node 'raw' as 'root' child) and unshared by node 'alone' (uses node \
+                 'file' as 'image' child)."
                     .into()
             )
         );
