@@ -2,3 +2,4 @@
 
 mod qmp;
 mod queries;
+mod reopen;

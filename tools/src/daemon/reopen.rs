@@ -300,7 +300,7 @@ impl Control {
                 }
             }
             DriverOptions::Qcow2(options) => {
-                if options.data_file.is_some() && self.child(name, "data-file").is_none() {
+                if options.data_file.is_some() && self.child(name, &["data-file"]).is_none() {
                     return Err(cannot_change("data-file"));
                 }
                 let facts = image_facts(old);
