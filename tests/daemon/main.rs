@@ -11,5 +11,6 @@ mod nodes;
 mod qemu_qmp;
 mod qmp;
 mod queries;
+mod reopen;
 mod start;
 mod transcript;

@@ -64,6 +64,11 @@ impl Daemon {
         daemon
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     fn line(&mut self) -> Value {
         let mut line = String::new();
         self.reader.read_line(&mut line).expect("a line in time");

@@ -6,6 +6,7 @@
 //! `in_flight`.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use ringback_ring::{Buf, Errno, IoResult, Shard};
 
@@ -27,7 +28,7 @@ const ZERO_BUFFER: u64 = 1 << 20;
 pub struct Storage {
     protocol: Protocol,
     in_flight: InFlight,
-    traffic: Traffic,
+    traffic: Arc<Traffic>,
     unit: u64,
     memory_unit: usize,
 }
@@ -39,9 +40,17 @@ impl Storage {
         Self {
             protocol,
             in_flight: InFlight::new(shards),
-            traffic: Traffic::new(shards),
+            traffic: Arc::new(Traffic::new(shards)),
             unit,
             memory_unit,
+        }
+    }
+
+    /// A storage that goes on with what another one has counted.
+    pub(crate) fn continuing(protocol: Protocol, shards: usize, other: &Self) -> Self {
+        Self {
+            traffic: Arc::clone(&other.traffic),
+            ..Self::new(protocol, shards)
         }
     }
 

@@ -34,7 +34,7 @@ use ringback_ring::{File, Shard};
 
 use super::bitmaps::to_store;
 use super::permissions::ChildClaim;
-use super::{Graph, GraphError, Kind, Qcow2Spec, UserId, children, protocol_on};
+use super::{Graph, GraphError, Kind, Qcow2Spec, UserId, children};
 use crate::bitmap::BitmapError;
 use crate::child::Child;
 use crate::filter::copy_before_write::CopyBeforeWrite;
@@ -42,6 +42,7 @@ use crate::filter::throttle::Throttle;
 use crate::format::qcow2::{self, Qcow2, Qcow2Error};
 use crate::path::Treatment;
 use crate::protocol::{FileProtocol, Protocol};
+use crate::storage::Storage;
 
 /// What every node can be told, whatever its kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -359,10 +360,10 @@ impl Graph {
             return Err(GraphError::OtherDriver);
         };
         if let Some(new_options) = new_options {
-            *options = Box::new(qcow2::OpenOptions {
+            **options = qcow2::OpenOptions {
                 name: name.into(),
                 ..new_options.clone()
-            });
+            };
         }
         *writable = options.write;
         *file = new_file.into();
@@ -541,7 +542,8 @@ impl Graph {
             // What was answered so far is durable, also if nobody asked for it:
             // the new file does not know what the old one has written.
             protocol.set_policy(true, false);
-            let flushed = storage.flush(shard).await;
+            let cut = storage.cut_ahead(shard).await;
+            let flushed = cut.and(storage.flush(shard).await);
             flushed.map_err(|errno| GraphError::Close {
                 node: name.into(),
                 errno,
@@ -556,7 +558,12 @@ impl Graph {
         new.take_locks_of(&old).map_err(lock_error)?;
         progress.files.push((new.clone(), old));
         let protocol = Protocol::File(FileProtocol::new(new.clone(), true));
-        self.node_mut(name)?.kind = protocol_on(shard, protocol, Some(new));
+        let shards = shard.set().count();
+        self.node_mut(name)?.kind = Kind::Protocol {
+            storage: Arc::new(Storage::continuing(protocol, shards, &storage)),
+            file: Some(new),
+            writable: write,
+        };
         Ok(())
     }
 
