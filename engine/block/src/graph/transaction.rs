@@ -206,7 +206,7 @@ impl Transaction<'_> {
     /// # Errors
     ///
     /// [`GraphError::Bitmap`] if one of them is missing, may not be used, or is
-    /// of another size; [`GraphError::NotFoundForBitmap`] for a node.
+    /// of another size; [`GraphError::NoNode`] for a node.
     pub fn merge_bitmaps(
         &mut self,
         node: &str,
