@@ -296,11 +296,13 @@ fn nodes_change_under_a_running_job() {
     );
     daemon.human("qemu-io r \"write -P 5 0 1M\"");
     let backup = json!({ "job-id": "j", "device": "r", "target": "t", "sync": "full",
-                         "speed": 65536 });
+                         "filter-node-name": "filter", "speed": 65536 });
     daemon.ask("blockdev-backup", &backup);
     for below in ["slow", "f", "slow"] {
         daemon.ask("blockdev-reopen", &json!({ "options": [raw(below)] }));
-        daemon.human("qemu-io r \"write -P 6 512k 4k\"");
+        // Whoever writes must come through the job's filter.
+        let said = daemon.human("qemu-io filter \"write -P 6 512k 4k\"");
+        assert_eq!(said, "");
     }
     let fast = json!({ "device": "j", "speed": 0 });
     daemon.ask("block-job-set-speed", &fast);

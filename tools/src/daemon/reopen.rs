@@ -167,7 +167,7 @@ impl Control {
         let flat = flatten(&options.to_json())?;
         check_resets(old, &flat)?;
         let node = driver_node(&flat, &Settings::default())?;
-        self.queue_with_children(name, node, false, queue)
+        self.queue_with_children(&name, node, false, queue)
     }
 
     fn opened(&self, name: &str) -> Result<&Opened, CommandError> {
@@ -177,7 +177,7 @@ impl Control {
 
     fn queue_with_children(
         &self,
-        name: String,
+        name: &str,
         node: DriverNode,
         is_inner: bool,
         queue: &mut Vec<Queued>,
@@ -186,12 +186,12 @@ impl Control {
         let given = node.given().clone();
         let children: Vec<(&str, String)> = self
             .graph
-            .children(&name)
+            .children(name)
             .into_iter()
             .map(|(edge, child)| (edge, child.to_owned()))
             .collect();
         queue.push(Queued {
-            name: name.clone(),
+            name: name.to_owned(),
             node,
             is_inner,
         });
@@ -199,7 +199,7 @@ impl Control {
             let Some(inner) = self.nodes.get(&child) else {
                 continue;
             };
-            if inner.parent.as_deref() != Some(name.as_str()) {
+            if inner.parent.as_deref() != Some(name) {
                 continue;
             }
             let inherited = if edge == "backing" {
@@ -222,7 +222,7 @@ impl Control {
                 }
                 _ => continue,
             };
-            self.queue_with_children(child, node, true, queue)?;
+            self.queue_with_children(&child, node, true, queue)?;
         }
         Ok(())
     }

@@ -360,10 +360,10 @@ impl Graph {
             return Err(GraphError::OtherDriver);
         };
         if let Some(new_options) = new_options {
-            *options = Box::new(qcow2::OpenOptions {
+            **options = qcow2::OpenOptions {
                 name: name.into(),
                 ..new_options.clone()
-            });
+            };
         }
         *writable = options.write;
         *file = new_file.into();

@@ -19,7 +19,8 @@ use crate::request::ZeroFlags;
 use crate::span::Span;
 
 const SIZE: u64 = 1 << 20;
-const BLOCK: u64 = 4096;
+const BLOCK: u64 = BYTES as u64;
+const BYTES: usize = 4096;
 
 /// Runs `test` on a machine with disks `f`, `g`, `h` that take a while.
 fn run<F: Future<Output = ()> + 'static>(
@@ -148,15 +149,15 @@ async fn write(
     offset: u64,
     byte: u8,
 ) -> Result<(), Errno> {
-    let mut buf = shard.buffer(BLOCK as usize).await;
+    let mut buf = shard.buffer(BYTES).await;
     buf.fill(byte);
-    port.write(shard, offset, buf, 0..BLOCK as usize).await.0
+    port.write(shard, offset, buf, 0..BYTES).await.0
 }
 
 async fn read(port: &crate::port::Port, shard: &Shard, offset: u64) -> Result<Vec<u8>, Errno> {
-    let buf = shard.buffer(BLOCK as usize).await;
-    let (result, buf) = port.read(shard, offset, buf, 0..BLOCK as usize).await;
-    result.map(|()| buf[..BLOCK as usize].to_vec())
+    let buf = shard.buffer(BYTES).await;
+    let (result, buf) = port.read(shard, offset, buf, 0..BYTES).await;
+    result.map(|()| buf[..BYTES].to_vec())
 }
 
 /// Writes to its own blocks and reads them back until told to stop; answers how
@@ -280,9 +281,8 @@ fn a_snapshot_stays_the_same_when_the_way_to_its_disk_changes() {
         let access = NodeSpec::SnapshotAccess { file: "cbw".into() };
         graph.add(&shard, "snapshot", access).await.expect("a view");
         let (_, reader) = attach(&mut graph, &shard, "snapshot", false).await;
-        for at in 0..4 {
+        for (at, below) in (0..).zip(["slow", "file", "slow", "file"]) {
             write(&port, &shard, at * 65536, 2).await.expect("written");
-            let below = ["slow", "file"][at as usize % 2];
             graph
                 .reopen(&shard, &[raw("raw", below)])
                 .await
