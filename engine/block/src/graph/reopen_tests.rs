@@ -259,9 +259,10 @@ fn a_snapshot_stays_the_same_when_the_way_to_its_disk_changes() {
         let mut graph = Graph::new();
         add_file(&mut graph, &shard, "file", "f", true).await;
         add_file(&mut graph, &shard, "target", "g", true).await;
+        add_qcow2(&mut graph, &shard, "copies", "target", SIZE).await;
         add_raw(&mut graph, &shard, "raw", "file").await;
         add_throttle(&mut graph, &shard, "slow", "file").await;
-        let (_, attachment) = attach(&mut graph, &shard, "raw", true).await;
+        let (user, attachment) = attach(&mut graph, &shard, "raw", true).await;
         let port = attachment.port(&shard);
         for at in 0..4 {
             write(&port, &shard, at * 65536, 1).await.expect("written");
@@ -269,7 +270,7 @@ fn a_snapshot_stays_the_same_when_the_way_to_its_disk_changes() {
         let insertion = Insertion {
             node_name: Some("cbw"),
             file: "raw",
-            target: "target",
+            target: "copies",
             bitmap: None,
             scope: Scope::Everything,
             options: copy_before_write::Options::default(),
@@ -280,11 +281,14 @@ fn a_snapshot_stays_the_same_when_the_way_to_its_disk_changes() {
             .expect("put in");
         let access = NodeSpec::SnapshotAccess { file: "cbw".into() };
         graph.add(&shard, "snapshot", access).await.expect("a view");
-        let (_, reader) = attach(&mut graph, &shard, "snapshot", false).await;
+        let (view_user, reader) = attach(&mut graph, &shard, "snapshot", false).await;
         for (at, below) in (0..).zip(["slow", "file", "slow", "file"]) {
             write(&port, &shard, at * 65536, 2).await.expect("written");
             graph
-                .reopen(&shard, &[raw("raw", below)])
+                .reopen(
+                    &shard,
+                    &[raw("raw", below), qcow2("copies", "target", true)],
+                )
                 .await
                 .expect("changed");
         }
@@ -302,6 +306,23 @@ fn a_snapshot_stays_the_same_when_the_way_to_its_disk_changes() {
             assert_eq!(old[0], 1);
             let new = read(&port, &shard, at * 65536).await.expect("read");
             assert_eq!(new[0], 2);
+        }
+        for user in [view_user, user] {
+            graph.detach(user).await;
+        }
+        graph.remove(&shard, "snapshot").await.expect("gone");
+        graph
+            .remove_copy_before_write(&shard, "cbw")
+            .await
+            .expect("taken out");
+        graph.remove(&shard, "copies").await.expect("closed");
+        // What was saved went into the image as it is open now.
+        open_qcow2(&mut graph, &shard, "saved", "target", false).await;
+        let (_, attachment) = attach(&mut graph, &shard, "saved", false).await;
+        let port = attachment.port(&shard);
+        for at in 0..4 {
+            let old = read(&port, &shard, at * 65536).await.expect("read");
+            assert_eq!(old[0], 1);
         }
     });
 }
