@@ -1,4 +1,4 @@
-//! `ringback daemon`, as far as it goes.
+//! What the program says of itself.
 
 use std::process::Command;
 
@@ -34,18 +34,6 @@ fn the_version_and_what_the_kernel_offers() {
         assert!(stdout.contains(&line), "no '{line}' in {stdout}");
     }
     assert!(stdout.contains("locked memory limit"), "{stdout}");
-}
-
-#[test]
-fn without_options_it_says_what_there_is() {
-    daemon(&[]).failed_with(1).saying("ringback bench");
-}
-
-#[test]
-fn options_that_are_not_there_yet() {
-    daemon(&["--blockdev", "driver=null-co,node-name=x"])
-        .failed_with(2)
-        .saying("--blockdev");
 }
 
 #[test]
