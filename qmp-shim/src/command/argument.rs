@@ -6,6 +6,7 @@
 use serde_json::Value;
 
 use crate::blockdev::{BlockdevOptions, Child};
+use crate::command_line::ArgumentError;
 use crate::error::Result;
 use crate::visit::{Alternate, Reader, Word};
 
@@ -18,6 +19,17 @@ pub(crate) trait Arguments: Sized {
 impl<T: Arguments> Arguments for Box<T> {
     fn read_object(reader: Reader<'_>) -> Result<Self> {
         T::read_object(reader).map(Self::new)
+    }
+}
+
+/// What the schema cannot say is an error of the command when it runs, not of its
+/// arguments: only those are told at once.
+pub(crate) fn set_aside<T>(
+    read: std::result::Result<T, ArgumentError>,
+) -> Result<std::result::Result<T, ArgumentError>> {
+    match read {
+        Err(ArgumentError::Option(error)) => Err(error),
+        read => Ok(read),
     }
 }
 

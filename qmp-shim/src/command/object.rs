@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::argument::{Arguments, arguments};
+use super::argument::{Arguments, arguments, set_aside};
 use crate::command_line::{ArgumentError, ObjectOptions};
 use crate::error::Result;
 use crate::visit::Reader;
@@ -56,10 +56,8 @@ pub struct ObjectAdd {
 
 impl Arguments for ObjectAdd {
     fn read_object(reader: Reader<'_>) -> Result<Self> {
-        match ObjectOptions::read(reader) {
-            Err(ArgumentError::Option(error)) => Err(error),
-            object => Ok(Self { object }),
-        }
+        let object = set_aside(ObjectOptions::read(reader))?;
+        Ok(Self { object })
     }
 }
 

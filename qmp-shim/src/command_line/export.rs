@@ -1,12 +1,10 @@
 //! `--export` and `block-export-add`: disks for clients.
 
-use serde_json::{Map, Value};
-
 use super::address::SocketAddress;
 use super::error::{ArgumentError, Result};
 use crate::keyval;
 use crate::opts::check_id;
-use crate::visit::{Alternate, Leaves, Reader, words};
+use crate::visit::{Alternate, Reader, words};
 
 /// Longest name and longest description of an NBD export, in bytes.
 pub const MAX_NBD_STRING: usize = 4096;
@@ -128,8 +126,8 @@ impl Export {
     /// # Errors
     ///
     /// See [`ArgumentError`].
-    pub fn from_arguments(arguments: &Map<String, Value>) -> Result<Self> {
-        let export = Self::read(Reader::new(arguments, Leaves::Typed))?;
+    pub fn from_arguments(reader: Reader<'_>) -> Result<Self> {
+        let export = Self::read(reader)?;
         export.check()?;
         Ok(export)
     }

@@ -1,11 +1,9 @@
 //! `--nbd-server` and `nbd-server-start`: where NBD clients come in.
 
-use serde_json::{Map, Value};
-
 use super::address::SocketAddress;
 use super::error::{ArgumentError, Result};
 use crate::keyval;
-use crate::visit::{Leaves, Reader};
+use crate::visit::Reader;
 
 /// How many clients there may be if nobody says.
 pub const DEFAULT_MAX_CONNECTIONS: u32 = 100;
@@ -47,8 +45,7 @@ impl NbdServer {
     /// # Errors
     ///
     /// See [`ArgumentError`].
-    pub fn from_arguments(arguments: &Map<String, Value>) -> Result<Self> {
-        let reader = Reader::new(arguments, Leaves::Typed);
+    pub fn from_arguments(reader: Reader<'_>) -> Result<Self> {
         let server = Self::read(reader, SocketAddress::read_legacy)?;
         server.check()?;
         Ok(server)

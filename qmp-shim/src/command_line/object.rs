@@ -1,13 +1,13 @@
 //! `--object` and `object-add`: what other options refer to by an id.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::error::{ArgumentError, Result};
 use crate::error::OptionError;
 use crate::keyval::{self, Options};
 use crate::opts::check_id;
 use crate::throttle_group::ThrottleGroupOptions;
-use crate::visit::{Leaves, Reader, Word, words};
+use crate::visit::{Reader, Word, words};
 
 mod authz;
 mod help;
@@ -99,15 +99,6 @@ impl ObjectOptions {
         }
         let options: Options = keyval::parse(text, Some("qom-type"))?;
         Self::read(Reader::of(&options)).map(ObjectRequest::Make)
-    }
-
-    /// Reads and checks the arguments of `object-add`.
-    ///
-    /// # Errors
-    ///
-    /// See [`ArgumentError`].
-    pub fn from_arguments(arguments: &Map<String, Value>) -> Result<Self> {
-        Self::read(Reader::new(arguments, Leaves::Typed))
     }
 
     /// Reads an object to its end and checks it.

@@ -7,6 +7,7 @@ use super::drive::{Interface, Media, ReadErrorAction, WriteErrorAction};
 use super::export::ExportBitmap;
 use super::*;
 use crate::blockdev::{Aio, DetectZeroes};
+use crate::visit::{Leaves, Reader};
 
 fn run(words: &[&str]) -> Answer {
     let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
@@ -268,7 +269,7 @@ fn objects_are_read_from_both_languages() {
         ),
     ] {
         let object = make(text);
-        let found = ObjectOptions::from_arguments(members(&arguments));
+        let found = ObjectOptions::read(Reader::new(members(&arguments), Leaves::Typed));
         assert_eq!(found, Ok(object.clone()), "{text}");
         assert_eq!(make(&arguments.to_string()), object, "{text}");
     }
@@ -288,7 +289,7 @@ fn servers_are_read_from_both_languages() {
         "tls-creds": "t", "max-connections": 7,
     });
     assert_eq!(
-        NbdServer::from_arguments(members(&legacy)),
+        NbdServer::from_arguments(Reader::new(members(&legacy), Leaves::Typed)),
         Ok(server.clone())
     );
     assert_eq!(server.handshake_max_seconds, 10);
@@ -296,7 +297,7 @@ fn servers_are_read_from_both_languages() {
     assert_eq!(server.max_connections, 100);
     // A monitor may have given it a name.
     let legacy = json!({"addr": {"type": "fd", "data": {"str": "name"}}});
-    let server = NbdServer::from_arguments(members(&legacy)).unwrap();
+    let server = NbdServer::from_arguments(Reader::new(members(&legacy), Leaves::Typed)).unwrap();
     assert_eq!(server.address, SocketAddress::Fd("name".to_owned()));
     for (arguments, wanted) in [
         (
@@ -316,7 +317,8 @@ fn servers_are_read_from_both_languages() {
             "Parameter 'path' contains a NUL character",
         ),
     ] {
-        let found = NbdServer::from_arguments(members(&arguments)).unwrap_err();
+        let found =
+            NbdServer::from_arguments(Reader::new(members(&arguments), Leaves::Typed)).unwrap_err();
         assert_eq!(found.to_string(), wanted);
         assert_eq!(found.class(), "GenericError");
     }
@@ -333,7 +335,7 @@ fn exports_are_read_from_both_languages() {
         "allocation-depth": true, "allow-inactive": true,
     });
     assert_eq!(
-        Export::from_arguments(members(&arguments)),
+        Export::from_arguments(Reader::new(members(&arguments), Leaves::Typed)),
         Ok(export.clone())
     );
     let ExportKind::Nbd(own) = export.kind else {
