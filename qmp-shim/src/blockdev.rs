@@ -198,8 +198,7 @@ pub(crate) enum Driver {
 impl Driver {
     /// The driver's name.
     pub(crate) fn name(self) -> &'static str {
-        let known = Self::WORDS.iter().find(|(_, driver)| *driver == self);
-        known.map_or("", |(name, _)| name)
+        self.word()
     }
 
     /// Whether it is nothing without a `filename`.

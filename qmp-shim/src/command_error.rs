@@ -4,6 +4,7 @@ use std::fmt;
 
 use thiserror::Error;
 
+use crate::command_line::ArgumentError;
 use crate::error::OptionError;
 
 /// What kind of error a client is told of. QEMU's schema has these five, and asks clients
@@ -91,6 +92,19 @@ impl CommandError {
 impl From<OptionError> for CommandError {
     fn from(error: OptionError) -> Self {
         Self::generic(error.without_hint())
+    }
+}
+
+impl From<ArgumentError> for CommandError {
+    fn from(error: ArgumentError) -> Self {
+        match error {
+            ArgumentError::Option(error) => error.into(),
+            // The other lines are advice for people, which QEMU sends to no client.
+            other => {
+                let text = other.to_string();
+                Self::generic(text.lines().next().unwrap_or_default())
+            }
+        }
     }
 }
 

@@ -74,8 +74,6 @@ pub struct CommandLine {
     pub shards: Option<NonZeroU16>,
     /// How many times `-v` was said.
     pub verbosity: usize,
-    /// Trace events that were asked for, by name or pattern.
-    pub trace: Vec<String>,
 }
 
 /// An option and the words in which it was given.
@@ -171,10 +169,11 @@ impl Parser<'_> {
         let mut getopt = getopt::Getopt::new(words);
         while let Some(next) = getopt.next() {
             let option = next.map_err(|text| format!("{}: {text}", self.program))?;
-            if let Some(text) = self.first_pass(&option) {
-                return Ok(Request::Show(text));
+            match self.first_pass(&option) {
+                First::Show(text) => return Ok(Request::Show(text)),
+                First::Done => {}
+                First::Later => given.push(option),
             }
-            given.push(option);
         }
         for option in given {
             if let Some(text) = self.second_pass(option)? {
@@ -185,16 +184,16 @@ impl Parser<'_> {
     }
 
     /// What concerns the process.
-    fn first_pass(&mut self, given: &Given) -> Option<String> {
+    fn first_pass(&mut self, given: &Given) -> First {
         match given.flag {
-            Flag::Help => return Some(help::usage(self.program)),
-            Flag::Version => return Some(help::version(self.program)),
+            Flag::Help => return First::Show(help::usage(self.program)),
+            Flag::Version => return First::Show(help::version(self.program)),
             Flag::Daemonize => self.line.daemonize = true,
             Flag::Pidfile => self.line.pidfile = Some(given.value.clone()),
             Flag::Verbose => self.line.verbosity += 1,
-            _ => {}
+            _ => return First::Later,
         }
-        None
+        First::Done
     }
 
     /// Everything else.
@@ -208,10 +207,6 @@ impl Parser<'_> {
             Ok(Read::Nothing) => return Ok(None),
             Ok(Read::Shards(shards)) => {
                 self.line.shards = Some(shards);
-                return Ok(None);
-            }
-            Ok(Read::Trace(pattern)) => {
-                self.line.trace.extend(pattern);
                 return Ok(None);
             }
             Ok(Read::Help(text)) => return Ok(Some(text)),
@@ -237,13 +232,19 @@ impl Parser<'_> {
     }
 }
 
+/// What the first pass makes of an option.
+enum First {
+    Show(String),
+    Done,
+    Later,
+}
+
 /// What one option comes to.
 enum Read {
     Option(Opt),
     Help(String),
     Shards(NonZeroU16),
-    Trace(Option<String>),
-    /// The first pass has seen to it.
+    /// Nothing more: the first pass has seen to it, or there is nothing to see to.
     Nothing,
 }
 
@@ -304,6 +305,7 @@ fn read_trace(text: &str, warnings: &mut Vec<String>) -> error::Result<Read> {
     if let Some(path) = unsupported {
         return Err(OptionError::UnsupportedOption { path }.into());
     }
+    // A pattern may match nothing.
     if let Some(pattern) = &pattern
         && !pattern.contains(['*', '?'])
     {
@@ -311,7 +313,7 @@ fn read_trace(text: &str, warnings: &mut Vec<String>) -> error::Result<Read> {
         let event = pattern.strip_prefix('-').unwrap_or(pattern);
         warnings.push(format!("trace event '{event}' does not exist"));
     }
-    Ok(Read::Trace(pattern))
+    Ok(Read::Nothing)
 }
 
 #[cfg(test)]

@@ -530,12 +530,6 @@ impl OptionError {
             other => other.to_string(),
         }
     }
-
-    /// The error's class in a QMP reply. Options have only the generic one.
-    #[must_use]
-    pub fn class(&self) -> &'static str {
-        "GenericError"
-    }
 }
 
 /// What reading options gives.

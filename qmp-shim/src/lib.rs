@@ -16,7 +16,7 @@
 //! - [`visit`]: reading typed members out of either form;
 //! - [`blockdev`]: the options of a node, which is what `--blockdev` and `blockdev-add`
 //!   take;
-//! - [`command`]: a request of QMP as a value, and [`command_error`]: why one failed;
+//! - [`command`]: a request of QMP as a value;
 //! - [`event`]: what is reported without having been asked for;
 //! - [`schema`]: what `query-qmp-schema` tells of both;
 //! - [`open`]: the older way to say which image, by file name and flat options;

@@ -201,15 +201,6 @@ impl ThrottleGroupOptions {
         Self::read(Reader::of(&options))
     }
 
-    /// Reads the arguments of `object-add`.
-    ///
-    /// # Errors
-    ///
-    /// See [`OptionError`].
-    pub fn from_arguments(arguments: &Map<String, Value>) -> Result<Self> {
-        Self::read(Reader::new(arguments, Leaves::Typed))
-    }
-
     pub(crate) fn read(mut reader: Reader<'_>) -> Result<Self> {
         let kind = reader.required("qom-type", Reader::text)?;
         if kind != "throttle-group" {

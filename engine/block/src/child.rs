@@ -69,7 +69,7 @@ impl Child {
     }
 
     /// Every throttle that a request may meet on its way down.
-    pub(crate) fn for_each_throttle(&self, act: &dyn Fn(&Throttle)) {
+    pub(crate) fn for_each_throttle(&self, act: &dyn Fn(&Arc<Throttle>)) {
         match self {
             Self::Storage(_) => {}
             Self::Path(path) => path.for_each_throttle(act),

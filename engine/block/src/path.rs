@@ -141,7 +141,7 @@ impl Path {
 
     /// Every throttle that a request may meet on its way, or that something
     /// may meet which a request waits for. Some are visited twice.
-    pub(crate) fn for_each_throttle(&self, act: &dyn Fn(&Throttle)) {
+    pub(crate) fn for_each_throttle(&self, act: &dyn Fn(&Arc<Throttle>)) {
         for layer in self.layers.iter() {
             if let Some(throttle) = &layer.throttle {
                 act(throttle);

@@ -62,6 +62,7 @@ impl Attachment {
         let port = Port {
             path: RefCell::new(Rc::new(self.first.as_ref().clone())),
             gate: Cell::new(Gate::Open),
+            released: RefCell::default(),
             in_flight: Cell::new(0),
             waiting: LocalQueue::new(),
             emptied: LocalQueue::new(),
@@ -187,6 +188,9 @@ enum Gate {
 pub struct Port {
     path: RefCell<Rc<Path>>,
     gate: Cell<Gate>,
+    /// Throttles that hold nobody because of this gate. What is on the path may
+    /// change while it is closed.
+    released: RefCell<Vec<Arc<Throttle>>>,
     in_flight: Cell<usize>,
     /// Requests that met a closed gate.
     waiting: LocalQueue,
@@ -235,14 +239,19 @@ impl Port {
     /// What a throttle holds must not make a drain wait.
     fn close(&self) {
         if self.gate.replace(Gate::Closed) == Gate::Open {
-            self.path.borrow().for_each_throttle(&Throttle::release);
+            self.path.borrow().for_each_throttle(&|throttle| {
+                throttle.release();
+                self.released.borrow_mut().push(Arc::clone(throttle));
+            });
         }
     }
 
     /// The drain is over: throttles on the path that was closed hold again.
     fn leave_closed(&self, gate: Gate) {
         if self.gate.replace(gate) == Gate::Closed {
-            self.path.borrow().for_each_throttle(&Throttle::hold_again);
+            for throttle in self.released.take() {
+                throttle.hold_again();
+            }
         }
     }
 

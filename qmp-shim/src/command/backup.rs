@@ -44,7 +44,7 @@ words! {
         Enospc = "enospc",
         /// The job stops.
         Stop = "stop",
-        /// As the device says; a job of its own: report.
+        /// As the device says; a job of its own: as `enospc`.
         Auto = "auto",
     }
 }

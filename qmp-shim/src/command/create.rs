@@ -72,8 +72,7 @@ pub enum BlockdevCreateOptions {
     File(BlockdevCreateOptionsFile),
     /// A qcow2 image in a node that is there.
     Qcow2(Box<BlockdevCreateOptionsQcow2>),
-    /// A driver that makes nothing: when the command runs, the answer is `Driver does not
-    /// support blockdev-create`.
+    /// A driver that makes nothing: the command is refused when it runs.
     Other {
         /// Name of the driver.
         driver: &'static str,

@@ -2,7 +2,8 @@
 //!
 //! A variant has the command's name, its payload the same name again, and a payload's field
 //! the name of the member. What is optional is an option, and nothing is filled in: what a
-//! member means when it is not given is for whoever runs the command.
+//! member means when it is not given is for whoever runs the command. Objects, exports and
+//! servers, which the command line has too, are values of [`crate::command_line`].
 //!
 //! Reading knows names and types, as QEMU's schema does ([`crate::schema`] is ours). All
 //! members are read in the order of the schema; the first one that is missing or has a wrong
@@ -57,7 +58,7 @@ macro_rules! commands {
             NotBuilt(&'static str),
         }
 
-        /// The commands that ringback has, as `query-commands` lists them.
+        /// The commands whose arguments are read here.
         const NAMES: &[&str] = &[$($name,)*];
 
         impl Command {
@@ -223,7 +224,7 @@ fn find_not_built(name: &str) -> Result<&'static str, CommandError> {
     found.copied().ok_or_else(|| CommandError::not_found(name))
 }
 
-/// The names of all commands that ringback has, in no particular order.
+/// The names of all commands whose arguments are read, in no particular order.
 #[must_use]
 pub fn names() -> &'static [&'static str] {
     NAMES

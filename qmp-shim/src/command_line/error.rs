@@ -377,13 +377,5 @@ pub enum ArgumentError {
     },
 }
 
-impl ArgumentError {
-    /// The error's class in a QMP reply. Options have only the generic one.
-    #[must_use]
-    pub fn class(&self) -> &'static str {
-        "GenericError"
-    }
-}
-
 /// What reading an argument gives.
 pub type Result<T> = std::result::Result<T, ArgumentError>;

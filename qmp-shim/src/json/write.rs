@@ -33,6 +33,10 @@ pub fn write_object<'a>(
     writer.text
 }
 
+/// Deeper lines are indented no further: a client's own deep value, echoed, shall not
+/// come back a thousand times as long.
+const INDENT_MAX: usize = 64;
+
 struct Writer {
     text: String,
     pretty: bool,
@@ -105,7 +109,8 @@ impl Writer {
     fn new_line(&mut self) {
         if self.pretty {
             self.text.push('\n');
-            self.text.extend(std::iter::repeat_n("    ", self.depth));
+            let depth = self.depth.min(INDENT_MAX);
+            self.text.extend(std::iter::repeat_n("    ", depth));
         }
     }
 

@@ -235,15 +235,9 @@ fn read_config(path: &str) -> Result<config::Rules, String> {
     config::parse(&text).map_err(|error: OptionError| error.to_string())
 }
 
-fn word<W: Word + PartialEq>(value: W) -> &'static str {
-    let mut words = W::WORDS.iter();
-    let found = words.find(|(_, other)| *other == value);
-    found.map_or("", |(word, _)| word)
-}
-
 /// Both sides have QEMU's names.
 fn event(event: rules::Event) -> Event {
-    let name = word(event);
+    let name = event.word();
     let mut all = Event::ALL.iter().copied();
     all.find(|candidate| candidate.name() == name)
         .expect("both sides know the same events")
@@ -254,7 +248,7 @@ fn injection(rule: &InjectError) -> blkdebug::InjectError {
         state: rule.state.unwrap_or(0).into(),
         io_type: rule
             .iotype
-            .and_then(|kind| blkdebug::IoType::from_name(word(kind))),
+            .and_then(|kind| blkdebug::IoType::from_name(kind.word())),
         errno: rule.errno.unwrap_or(nix::libc::EIO),
         sector: rule.sector.and_then(|sector| u64::try_from(sector).ok()),
         once: rule.once.unwrap_or(false),

@@ -237,16 +237,6 @@ impl NodeBitmaps {
         Ok(())
     }
 
-    /// Says whether the bitmap is stored in the image.
-    ///
-    /// # Errors
-    ///
-    /// No such bitmap.
-    pub fn set_persistent(&mut self, name: &str, persistent: bool) -> Result<(), BitmapError> {
-        self.entry(name)?.flags.persistent = persistent;
-        Ok(())
-    }
-
     /// Says whether the image that holds the bitmap is read-only.
     ///
     /// # Errors

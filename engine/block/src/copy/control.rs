@@ -122,7 +122,7 @@ impl Control {
     }
 
     fn changed(&self) {
-        self.news.fetch_add(1, Ordering::Relaxed);
+        self.news.fetch_add(1, Ordering::Release);
         // The change first, then the look for who waits for it.
         fence(Ordering::SeqCst);
         self.changed.wake_all();
@@ -161,7 +161,7 @@ impl Control {
 
     /// A number that is another one after each change.
     pub(crate) fn news(&self) -> u64 {
-        self.news.load(Ordering::Relaxed)
+        self.news.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

@@ -369,6 +369,16 @@ impl Pool {
             }
         }
     }
+
+    /// Frees what has been copied, on the source. For the filter that is a change
+    /// like a guest's: readers of the snapshot are waited for and go to the
+    /// target from then on. What cannot be freed stays.
+    async fn discard(&self, shard: &Shard, chunk: Chunk) {
+        let bytes = self.filter.bytes(chunk.first, chunk.end);
+        if self.filter.before_change(shard, bytes).await.is_ok() {
+            let _ = self.filter.source().discard(shard, bytes).await;
+        }
+    }
 }
 
 /// A worker that copies, until dropped.
@@ -377,20 +387,10 @@ struct Copying<'a>(&'a Pool);
 impl Drop for Copying<'_> {
     fn drop(&mut self) {
         let was = self.0.copying.fetch_sub(1, Ordering::SeqCst);
+        // As in `begin_copy`: whoever pauses sees no copy, or this sees the pause.
+        fence(Ordering::SeqCst);
         if was == 1 && self.0.control.is_paused() {
             self.0.control.wake();
-        }
-    }
-}
-
-impl Pool {
-    /// Frees what has been copied, on the source. For the filter that is a change
-    /// like a guest's: readers of the snapshot are waited for and go to the
-    /// target from then on. What cannot be freed stays.
-    async fn discard(&self, shard: &Shard, chunk: Chunk) {
-        let bytes = self.filter.bytes(chunk.first, chunk.end);
-        if self.filter.before_change(shard, bytes).await.is_ok() {
-            let _ = self.filter.source().discard(shard, bytes).await;
         }
     }
 }

@@ -61,7 +61,7 @@ impl Image {
     /// Every throttle below; see [`Path::for_each_throttle`].
     ///
     /// [`Path::for_each_throttle`]: crate::path::Path::for_each_throttle
-    pub(crate) fn for_each_throttle(&self, act: &dyn Fn(&Throttle)) {
+    pub(crate) fn for_each_throttle(&self, act: &dyn Fn(&Arc<Throttle>)) {
         match self {
             Self::Raw { file, .. } => file.for_each_throttle(act),
             Self::Qcow2 { image, backing } => {

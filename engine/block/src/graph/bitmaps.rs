@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ringback_ring::Shard;
 
 use super::{Graph, GraphError, Kind};
-use crate::bitmap::{BitmapError, BitmapFlags, NodeBitmaps};
+use crate::bitmap::{BitmapFlags, NodeBitmaps};
 use crate::format::qcow2::{Qcow2, Qcow2Error, StoredBitmap};
 
 /// A bitmap to be made.
@@ -71,7 +71,10 @@ impl Graph {
             return Ok(());
         };
         let image = Arc::clone(image);
-        let stored = to_store(&mut self.node_mut(node)?.bitmaps)?;
+        // Whoever froze one has gone without a word: its work is not done.
+        let bitmaps = &mut self.node_mut(node)?.bitmaps;
+        bitmaps.reclaim_all()?;
+        let stored = to_store(bitmaps);
         image
             .store_bitmaps(shard, &stored)
             .await
@@ -80,10 +83,8 @@ impl Graph {
     }
 }
 
-/// The persistent bitmaps as they are to be stored. Whoever froze one has gone
-/// without a word: its work is not done.
-pub(super) fn to_store(bitmaps: &mut NodeBitmaps) -> Result<Vec<StoredBitmap>, BitmapError> {
-    bitmaps.reclaim_all()?;
+/// The persistent bitmaps as they are to be stored.
+pub(super) fn to_store(bitmaps: &NodeBitmaps) -> Vec<StoredBitmap> {
     // Those that the file does not know yet come behind the others, the youngest
     // first: so does QEMU.
     let youngest_first: Vec<_> = bitmaps.persistent().collect();
@@ -95,5 +96,5 @@ pub(super) fn to_store(bitmaps: &mut NodeBitmaps) -> Result<Vec<StoredBitmap>, B
             inconsistent: bitmap.flags().inconsistent,
         })
     });
-    Ok(stored.collect())
+    stored.collect()
 }

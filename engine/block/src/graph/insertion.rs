@@ -291,11 +291,15 @@ impl Graph {
         if self.has_reader(name) || filter.has_job() {
             return Err(GraphError::InUse(name.into()));
         }
+        self.check_redirectable(name)?;
+        // A save that timed out may still write to the target. Guests are held only
+        // for what comes after this wait.
+        filter.wait_for_saves_in_flight(shard).await;
         let concerned = self.users_above(name);
         self.drain(&concerned).await;
-        // A save that timed out may still write to the target.
         filter.wait_for_saves_in_flight(shard).await;
-        self.redirect(name, &below)?;
+        let redirected = self.redirect(name, &below);
+        debug_assert!(redirected.is_ok(), "looked at before");
         self.nodes.remove(name);
         self.relock();
         self.resume(&concerned).await;

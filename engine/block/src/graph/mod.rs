@@ -603,6 +603,15 @@ impl Graph {
             // opened.
             return Err(GraphError::InUse(name.into()));
         }
+        let is_written_by_itself = self.nodes.values().any(|node| {
+            matches!(&node.kind, Kind::CopyBeforeWrite { filter, target, .. }
+                if (filter.has_job() || filter.claimed_bytes() > 0)
+                    && self.passes_through(target, name))
+        });
+        if is_written_by_itself {
+            // What a job copies there is not drained.
+            return Err(GraphError::InUse(name.into()));
+        }
         Ok(&mut self.node_mut(name)?.bitmaps)
     }
 
@@ -702,13 +711,36 @@ impl Graph {
         files.any(|claim| self.passes_through(&claim.child, name))
     }
 
-    /// Users whose requests pass through a node.
+    /// Users whose requests pass through a node, or make a filter write to it.
     fn users_above(&self, name: &str) -> Vec<UserId> {
+        let mut entries = vec![name];
+        for (filter, node) in &self.nodes {
+            match &node.kind {
+                Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, name) => {
+                    entries.push(filter);
+                }
+                // A client's discard reaches the filter's target.
+                Kind::SnapshotAccess { file, .. } if self.writes_through(file, name) => {
+                    entries.push(filter);
+                }
+                _ => {}
+            }
+        }
         self.users
             .iter()
-            .filter(|(_, user)| self.passes_through(&user.node, name))
+            .filter(|(_, user)| {
+                let mut entries = entries.iter();
+                entries.any(|entry| self.passes_through(&user.node, entry))
+            })
             .map(|(&id, _)| id)
             .collect()
+    }
+
+    /// Whether a filter saves to a node.
+    fn writes_through(&self, filter: &str, name: &str) -> bool {
+        self.nodes.get(filter).is_some_and(|node| {
+            matches!(&node.kind, Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, name))
+        })
     }
 
     fn passes_through(&self, from: &str, name: &str) -> bool {
@@ -733,10 +765,15 @@ impl Graph {
     /// Opens the gates onto the paths as the graph is now.
     async fn resume(&self, users: &[UserId]) {
         for node in self.nodes.values() {
-            if let Kind::CopyBeforeWrite { filter, target, .. } = &node.kind
-                && let Ok(path) = self.path(target)
+            if let Kind::CopyBeforeWrite {
+                filter,
+                file,
+                target,
+                ..
+            } = &node.kind
+                && let (Ok(source), Ok(target)) = (self.path(file), self.path(target))
             {
-                filter.set_target(path);
+                filter.set_paths(source, target);
             }
         }
         for id in users {

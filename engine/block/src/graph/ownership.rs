@@ -88,8 +88,20 @@ impl Graph {
     /// The first error of closing one of them: see [`Graph::remove`]. All of them
     /// are gone then, too.
     pub async fn release(&mut self, shard: &Shard, name: &str) -> Result<(), GraphError> {
-        let is_kept = self.is_owned(name) || self.has_users(name) || !self.parents(name).is_empty();
-        if is_kept || !self.contains(name) {
+        let Some(node) = self.nodes.get(name) else {
+            return Ok(());
+        };
+        let is_kept = match &node.kind {
+            // A job's filter whose job has gone, but for a reader of its snapshot:
+            // guests do not keep it.
+            Kind::CopyBeforeWrite {
+                filter,
+                is_exclusive: true,
+                ..
+            } => filter.has_job() || self.has_reader(name),
+            _ => node.is_owned || self.has_users(name) || !self.parents(name).is_empty(),
+        };
+        if is_kept {
             return Ok(());
         }
         let children = self.children(name).into_iter();

@@ -38,7 +38,6 @@ use super::{Graph, GraphError, Kind, Qcow2Spec, UserId, children};
 use crate::bitmap::BitmapError;
 use crate::child::Child;
 use crate::filter::copy_before_write::CopyBeforeWrite;
-use crate::filter::throttle::Throttle;
 use crate::format::qcow2::{self, Qcow2, Qcow2Error};
 use crate::path::Treatment;
 use crate::protocol::{FileProtocol, Protocol};
@@ -151,13 +150,6 @@ impl Graph {
             file.set_policy(!policy.treatment.ignores_discards, policy.no_flush);
         }
         Ok(())
-    }
-
-    /// Whether somebody writes to a node or through it.
-    pub fn has_writers(&self, name: &str) -> bool {
-        self.writers()
-            .into_iter()
-            .any(|(entry, _)| self.passes_through(&entry, name))
     }
 
     /// The nodes that are written to, each with whether the writer may make it
@@ -496,7 +488,7 @@ impl Graph {
                 let name = busy.name().unwrap_or_default().to_owned();
                 return Err(BitmapError::Busy(name).into());
             }
-            let stored = to_store(bitmaps)?;
+            let stored = to_store(bitmaps);
             progress.stored.push(name.to_owned());
             image
                 .store_bitmaps(shard, &stored)
@@ -715,7 +707,7 @@ impl Graph {
 
     /// An image that had begun to be written stays as it was.
     async fn unmark(&mut self, shard: &Shard, name: &str, image: &Qcow2) -> Result<(), GraphError> {
-        let stored = to_store(&mut self.node_mut(name)?.bitmaps)?;
+        let stored = to_store(&self.node(name)?.bitmaps);
         image
             .store_bitmaps(shard, &stored)
             .await
@@ -741,7 +733,7 @@ struct Unthrottled {
 impl Unthrottled {
     fn new(children: Vec<Child>) -> Self {
         for child in &children {
-            child.for_each_throttle(&Throttle::release);
+            child.for_each_throttle(&|throttle| throttle.release());
         }
         Self { children }
     }
@@ -750,7 +742,7 @@ impl Unthrottled {
 impl Drop for Unthrottled {
     fn drop(&mut self) {
         for child in &self.children {
-            child.for_each_throttle(&Throttle::hold_again);
+            child.for_each_throttle(&|throttle| throttle.hold_again());
         }
     }
 }

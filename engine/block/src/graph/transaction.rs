@@ -294,10 +294,10 @@ impl Transaction<'_> {
     pub async fn commit(mut self) -> Result<u64, GraphError> {
         let mut result = Ok(());
         for (node, name) in std::mem::take(&mut self.removals) {
-            let bitmaps = &mut self.graph.node_mut(&node)?.bitmaps;
-            let removed = bitmaps
-                .set_busy(&name, false)
-                .and_then(|()| bitmaps.remove(&name));
+            let removed = self.graph.node_mut(&node).and_then(|node| {
+                node.bitmaps.set_busy(&name, false)?;
+                Ok(node.bitmaps.remove(&name)?)
+            });
             result = result.and(removed.map(drop));
         }
         let pause_ns = self.resume().await;
@@ -378,7 +378,9 @@ impl Graph {
             Kind::Qcow2 { .. } => return Err(GraphError::HasBacking),
             _ => return Err(GraphError::NoBacking(overlay.into())),
         }
-        if self.reaches(node, overlay) || !self.users_above(overlay).is_empty() {
+        // Whoever stands on it already would be taken for one who came with the node.
+        let is_used = self.has_users(overlay) || !self.parents(overlay).is_empty();
+        if self.reaches(node, overlay) || is_used {
             return Err(GraphError::InUse(overlay.into()));
         }
         self.check_redirectable(node)

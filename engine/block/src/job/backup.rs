@@ -200,7 +200,10 @@ impl Backup {
 
     /// Whether the job is to stand still, and nothing that it began is left.
     pub fn is_standing_still(&self) -> bool {
-        self.control.is_paused() && self.pool.is_idle() && self.outcome().is_none()
+        self.control.is_paused()
+            && !self.control.is_stopping()
+            && self.pool.is_idle()
+            && self.outcome().is_none()
     }
 
     /// Where the outcome will be.
@@ -212,11 +215,15 @@ impl Backup {
     pub(super) fn watch(&self, shard: &Shard, bell: Bell) {
         let (here, control, end) = (shard.clone(), Arc::clone(&self.control), self.end());
         shard.spawn(async move {
-            while end.outcome.get().is_none() {
-                let seen = control.news();
+            // What happened before this task began is news, too.
+            let mut seen = 0;
+            let mut is_over = false;
+            while !is_over {
                 let has_more = || control.news() != seen || end.outcome.get().is_some();
                 here.wait(&[control.changes(), &end.waiting], None, has_more)
                     .await;
+                seen = control.news();
+                is_over = end.outcome.get().is_some();
                 bell.ring();
             }
         });

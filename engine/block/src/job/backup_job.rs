@@ -297,6 +297,20 @@ impl BackupJob {
         graph: &mut Graph,
         has_succeeded: bool,
     ) -> Result<(), GraphError> {
+        let given_back = self.give_bitmap_back(shard, graph, has_succeeded).await;
+        // The filter must go, whatever has become of the bitmap.
+        let removed = graph
+            .remove_copy_before_write(shard, &self.filter_node)
+            .await;
+        given_back.and(removed)
+    }
+
+    async fn give_bitmap_back(
+        &self,
+        shard: &Shard,
+        graph: &mut Graph,
+        has_succeeded: bool,
+    ) -> Result<(), GraphError> {
         if let Some((name, mode)) = &self.bitmap {
             let end = match mode {
                 BitmapMode::Never => BitmapEnd::Reclaim,
@@ -314,9 +328,7 @@ impl BackupJob {
                 }
             }
         }
-        graph
-            .remove_copy_before_write(shard, &self.filter_node)
-            .await
+        Ok(())
     }
 }
 

@@ -402,6 +402,7 @@ impl Jobs {
     fn stop_work(&mut self, index: usize) {
         let job = &mut self.jobs[index];
         job.cancelled = true;
+        job.paused = false;
         if let Work::Backup(backup) = &job.work
             && let Some(running) = backup.running()
         {
@@ -645,14 +646,14 @@ impl Jobs {
     /// Ends all jobs and waits for them; nothing may keep the caller.
     pub async fn end_all(&mut self, shard: &Shard, graph: &mut Graph) {
         loop {
-            let mut unfinished = self
-                .iter()
-                .filter(|job| matches!(job.work, Work::Backup(_)));
-            let Some(id) = unfinished.next().map(|job| job.id.clone()) else {
+            let works = |job: &&Job| matches!(job.work, Work::Backup(_));
+            // Members of a group conclude together, when the last of them has ended.
+            let next = self.iter().filter(works).find(|job| job.end.is_none());
+            let Some(job) = next.or_else(|| self.iter().find(works)) else {
                 return;
             };
-            drop(unfinished);
-            if let Err(error) = self.cancel(shard, graph, &id, true).await {
+            let (id, can_be_cancelled) = (job.id.clone(), job.status.accepts(Verb::Cancel));
+            if can_be_cancelled && let Err(error) = self.cancel(shard, graph, &id, true).await {
                 tracing::warn!("{error}");
             }
             let ended = self.get(&id).and_then(|job| match &job.work {
@@ -663,6 +664,7 @@ impl Jobs {
                 end.reached(shard).await;
             }
             self.step(shard, graph).await;
+            shard.yield_now().await;
         }
     }
 }

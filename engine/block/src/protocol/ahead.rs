@@ -92,8 +92,12 @@ impl Ahead {
             return;
         }
         let mut is_worth_it = self.resizing.lock().await;
+        if !*is_worth_it || self.beyond.load(Ordering::Acquire) > 0 {
+            return;
+        }
+        // After that look: whoever has left has told how far the file reaches.
         let length = self.length();
-        if !*is_worth_it || end <= length || self.beyond.load(Ordering::Acquire) > 0 {
+        if end <= length {
             return;
         }
         let step = (length / STEPS_PER_FILE).clamp(STEP_MIN, STEP_MAX);

@@ -297,7 +297,7 @@ impl Object {
             Self::Secret(secret) => [
                 ("iv", "string", secret.iv.as_str()),
                 ("keyid", "string", &secret.keyid),
-                ("format", "QCryptoSecretFormat", word(secret.format)),
+                ("format", "QCryptoSecretFormat", secret.format.word()),
                 ("file", "string", &secret.file),
                 ("data", "string", &secret.data),
             ]
@@ -305,12 +305,6 @@ impl Object {
             .into(),
         }
     }
-}
-
-fn word(format: SecretFormat) -> &'static str {
-    let mut words = SecretFormat::WORDS.iter();
-    let found = words.find(|(_, known)| *known == format);
-    found.map_or("", |(word, _)| word)
 }
 
 impl Iothread {

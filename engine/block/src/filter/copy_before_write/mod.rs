@@ -281,12 +281,7 @@ impl CopyBeforeWrite {
         self.target.load_full()
     }
 
-    /// The same disk by another path. What is in flight ends on the old one.
-    pub(crate) fn set_target(&self, target: Path) {
-        self.target.store(Arc::new(target));
-    }
-
-    /// Other ways to the same disks. Nobody saves, and no job moves, meanwhile.
+    /// Other ways to the same disks. What is in flight ends on the old ones.
     pub(crate) fn set_paths(&self, source: Path, target: Path) {
         self.source.store(Arc::new(source));
         self.target.store(Arc::new(target));
