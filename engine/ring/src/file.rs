@@ -249,6 +249,15 @@ impl File {
         &self.inner.geometry
     }
 
+    /// Bytes that the file takes on its file system; none in the simulation.
+    pub fn allocated_bytes(&self) -> Option<u64> {
+        let Backing::Host(host) = &self.inner.backing else {
+            return None;
+        };
+        let blocks = nix::sys::stat::fstat(&host.fd).ok()?.st_blocks;
+        Some(u64::try_from(blocks).ok()? * 512)
+    }
+
     /// The name it was opened by.
     pub fn path(&self) -> &Path {
         &self.inner.path
