@@ -841,3 +841,16 @@ fn the_end_with_a_running_job() {
         ]
     );
 }
+
+/// Of a group none concludes before the last has ended.
+#[test]
+fn quit_while_a_group_works() {
+    let mut talk = Talk::start(Program::Ringback, &pairs());
+    talk.ask("transaction", &two(&json!({ "speed": SLOW }), "grouped"));
+    talk.ask("quit", &json!({}));
+    let (lines, _scratch) = talk.ended();
+    let cancelled = lines
+        .iter()
+        .filter(|line| line.contains("BLOCK_JOB_CANCELLED"));
+    assert_eq!(cancelled.count(), 2, "{lines:#?}");
+}

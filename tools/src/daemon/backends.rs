@@ -21,6 +21,38 @@ use crate::open::reason;
 /// Where devices are that nobody has named.
 const ANONYMOUS: &str = "/machine/peripheral-anon/";
 
+/// Properties of devices which only a guest would notice. There is none.
+const FOR_GUESTS: &[&str] = &[
+    "addr",
+    "bootindex",
+    "channel",
+    "config-wce",
+    "device_id",
+    "disable-legacy",
+    "disable-modern",
+    "discard_granularity",
+    "iothread",
+    "logical_block_size",
+    "lun",
+    "max_sectors",
+    "min_io_size",
+    "multifunction",
+    "num-queues",
+    "num_queues",
+    "opt_io_size",
+    "physical_block_size",
+    "product",
+    "queue-size",
+    "rerror",
+    "scsi-id",
+    "serial",
+    "vendor",
+    "ver",
+    "werror",
+    "write-cache",
+    "wwn",
+];
+
 /// A hold on a node.
 struct Hold {
     user: UserId,
@@ -142,7 +174,7 @@ impl Control {
         let device = self.device_of_drive(drive)?;
         let name = match &drive.id {
             Some(id) => id.clone(),
-            None if device.is_some() => format!("virtio{}", self.backends.len()),
+            None if device.is_some() => format!("virtio{}", self.anonymous_count()),
             None => return Err(generic("a drive without a device needs an id")),
         };
         if self.backends.iter().any(|backend| backend.name == name) {
@@ -159,7 +191,7 @@ impl Control {
                 "option '{option}' of a drive is not supported here"
             )));
         }
-        let opened = drive.open().map_err(|error| generic(error.to_string()))?;
+        let opened = drive.open()?;
         let node = match opened {
             Some(node) => Some(self.open(node).await?),
             None => None,
@@ -169,7 +201,7 @@ impl Control {
             match self.hold(&backend, &node).await {
                 Ok(hold) => backend.hold = Some(hold),
                 Err(error) => {
-                    self.close(&node).await?;
+                    self.close(&node).await;
                     return Err(error);
                 }
             }
@@ -183,15 +215,24 @@ impl Control {
         if matches!(drive.interface, Interface::None | Interface::Default) {
             return Ok(None);
         }
+        let mut warnings = Vec::new();
+        let mut device = Device::parse("virtio-blk", &mut warnings)
+            .map_err(|error| generic(error.to_string()))?;
+        device.id = Some(self.anonymous_id());
+        Ok(Some(device))
+    }
+
+    /// Where the next device is that nobody has named.
+    fn anonymous_id(&self) -> String {
+        format!("{ANONYMOUS}device[{}]", self.anonymous_count())
+    }
+
+    fn anonymous_count(&self) -> usize {
         let anonymous = self
             .backends
             .iter()
             .filter(|backend| backend.is_anonymous());
-        let mut warnings = Vec::new();
-        let mut device = Device::parse("virtio-blk", &mut warnings)
-            .map_err(|error| generic(error.to_string()))?;
-        device.id = Some(format!("{ANONYMOUS}device[{}]", anonymous.count()));
-        Ok(Some(device))
+        anonymous.count()
     }
 
     /// Lets a backend use a node. Only what a device is in front of writes, where
@@ -228,10 +269,16 @@ impl Control {
 
     pub(super) async fn add_device(&mut self, device: &Device) -> Result<(), CommandError> {
         if let Some(id) = &device.id
-            && self.find_device(id).is_some()
+            && (self.find_device(id).is_some() || self.controllers.contains(id))
         {
             return Err(generic(format!("Duplicate device ID '{id}'")));
         }
+        device.check_properties(FOR_GUESTS)?;
+        let mut device = device.clone();
+        if device.is_disk() && device.id.is_none() {
+            device.id = Some(self.anonymous_id());
+        }
+        let device = &device;
         if !device.is_disk() {
             // Nothing is behind a controller, but devices may name it as their bus.
             self.controllers.extend(device.id.clone());
@@ -299,28 +346,28 @@ impl Control {
     }
 
     pub(super) async fn device_del(&mut self, id: &str) -> Reply {
-        let Some(index) = self.find_device(id) else {
+        if let Some(index) = self.find_device(id) {
+            if let Some(hold) = self.backends.remove(index).hold {
+                self.let_go(hold).await;
+            }
+        } else if let Some(index) = self.controllers.iter().position(|other| other == id) {
+            self.controllers.remove(index);
+        } else {
             return Err(CommandError::device_not_found(id));
-        };
-        let backend = self.backends.remove(index);
-        let device = backend.device.as_ref().and_then(|device| device.id.clone());
-        if let Some(hold) = backend.hold {
-            self.let_go(hold).await?;
         }
         self.tell(&Event::DeviceDeleted {
-            path: format!("/machine/peripheral/{}", device.clone().unwrap_or_default()),
-            device,
+            device: Some(id.to_owned()),
+            path: format!("/machine/peripheral/{id}"),
         });
         Ok(json!({}))
     }
 
     /// Ends a hold; a node that nobody else keeps goes.
-    async fn let_go(&mut self, hold: Hold) -> Result<(), CommandError> {
+    async fn let_go(&mut self, hold: Hold) {
         let node = self.graph.node_of(hold.user).map(str::to_owned);
         self.graph.detach(hold.user).await;
-        match node {
-            Some(node) => self.close(&node).await,
-            None => Ok(()),
+        if let Some(node) = node {
+            self.close(&node).await;
         }
     }
 
@@ -428,7 +475,7 @@ impl Control {
         let moved = self.graph.move_user(user, node).await;
         moved.map_err(|error| generic(reason(error)))?;
         if let Some(old) = old {
-            self.close(&old).await?;
+            self.close(&old).await;
         }
         Ok(json!({}))
     }

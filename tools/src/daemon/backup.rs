@@ -244,20 +244,25 @@ impl Control {
             .nodes
             .get(&source)
             .map_or("raw", |opened| opened.driver);
-        let format = backup.format.as_deref().unwrap_or(own).to_owned();
-        if backup.mode != Some(NewImageMode::Existing) {
+        let is_new = backup.mode != Some(NewImageMode::Existing);
+        // An image that is there says itself what it is.
+        let format = match &backup.format {
+            Some(format) => Some(format.clone()),
+            None => is_new.then(|| own.to_owned()),
+        };
+        if is_new && let Some(format) = &format {
             let shown = match backup.sync {
                 MirrorSyncMode::Top => self.backing_of(&source).map(str::to_owned),
                 MirrorSyncMode::None => Some(source.clone()),
                 _ => None,
             };
-            self.make_image(&backup.target, &format, &source, shown.as_deref())
+            self.make_image(&backup.target, format, &source, shown.as_deref())
                 .await?;
         }
         // With sync=none the source would show through; its snapshot is not there.
         let no_backing = backup.sync == MirrorSyncMode::None;
         let target = self
-            .open_image(&backup.target, &format, no_backing, None)
+            .open_image(&backup.target, format.as_deref(), no_backing, None)
             .await?;
         Ok((source, target))
     }
@@ -293,14 +298,16 @@ impl Control {
     async fn open_image(
         &mut self,
         path: &str,
-        format: &str,
+        format: Option<&str>,
         no_backing: bool,
         node_name: Option<&str>,
     ) -> Result<String, CommandError> {
-        open::check_format(format).map_err(CommandError::generic)?;
         let mut options = Map::new();
-        options.insert("driver".into(), format.into());
-        if no_backing && format == "qcow2" {
+        if let Some(format) = format {
+            open::check_format(format).map_err(CommandError::generic)?;
+            options.insert("driver".into(), format.into());
+        }
+        if no_backing && !matches!(format, Some("raw" | "file")) {
             options.insert("backing".into(), Value::Null);
         }
         if let Some(name) = node_name {
@@ -353,7 +360,7 @@ impl Control {
         if snapshot.mode != Some(NewImageMode::Existing) {
             self.make_image(path, format, &node, Some(&node)).await?;
         }
-        let overlay = self.open_image(path, format, true, name).await?;
+        let overlay = self.open_image(path, Some(format), true, name).await?;
         Ok((node, overlay))
     }
 
@@ -369,20 +376,19 @@ impl Control {
     /// All steps at one instant, or none.
     async fn carry_out(&mut self, plan: Plan) -> Reply {
         let result = self.take_steps(&plan).await;
-        match &result {
-            Ok(_) => {
-                for (step, _) in plan.steps {
-                    if let Step::Backup { spec, .. } = step
-                        && plan.opened.contains(&spec.target)
-                    {
-                        self.job_targets.push(spec.target);
-                    }
+        if result.is_ok() {
+            for (step, _) in plan.steps {
+                if let Step::Backup { spec, .. } = step
+                    && plan.opened.contains(&spec.target)
+                {
+                    self.job_targets.push(spec.target);
                 }
             }
-            Err(_) => {
-                for node in &plan.opened {
-                    self.close(node).await?;
-                }
+        }
+        // An overlay is kept by those who use it now; if there are none it goes.
+        for node in &plan.opened {
+            if !self.job_targets.contains(node) {
+                self.close(node).await;
             }
         }
         result
@@ -405,8 +411,10 @@ impl Control {
         }
         match result {
             Ok(()) => {
-                let committed = transaction.commit().await;
-                committed.map_err(|error| CommandError::generic(reason(error)))?;
+                if let Err(error) = transaction.commit().await {
+                    self.jobs.drop_created(&jobs);
+                    return Err(CommandError::generic(reason(error)));
+                }
                 let started = self.jobs.start(&self.shard, &jobs);
                 started.map_err(|refusal| refused(&refusal))?;
                 self.learn_filters();
@@ -425,8 +433,8 @@ impl Control {
         for node in std::mem::take(&mut self.job_targets) {
             if self.jobs.using(&node).is_some() {
                 self.job_targets.push(node);
-            } else if let Err(error) = self.close(&node).await {
-                tracing::error!("{error}");
+            } else {
+                self.close(&node).await;
             }
         }
     }

@@ -6,8 +6,10 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 
 use nix::sys::stat::{Mode, umask};
 
@@ -17,17 +19,17 @@ use super::inbox::{Address, Message, Places, Room};
 const CHUNK_BYTES: usize = 64 << 10;
 /// Chunks of one device that may wait for the control task.
 const CHUNKS_MAX: usize = 8;
-/// Lines that may wait for a client who does not read. Whoever lets more come
+/// Bytes that may wait for a client who does not read. Whoever lets more come
 /// together is hung up on.
-const LINES_MAX: usize = 1 << 16;
+const WAITING_MAX: usize = 64 << 20;
 
 /// Where a device leads.
 #[derive(Clone, Debug)]
 pub(super) enum Place {
     /// A socket in the file system.
     Unix(PathBuf),
-    /// A host and a port.
-    Tcp(String, u16),
+    /// A host and a port, and whether small packets are sent at once.
+    Tcp(String, u16, bool),
     /// A socket that the caller has opened.
     Descriptor(i32),
     /// Standard input and output.
@@ -97,27 +99,28 @@ impl Write for Stream {
 
 enum Listener {
     Unix(UnixListener),
-    Tcp(TcpListener),
+    /// With small packets sent at once, or not.
+    Tcp(TcpListener, bool),
 }
 
 impl Listener {
     fn accept(&self) -> std::io::Result<Stream> {
         Ok(match self {
             Self::Unix(listener) => Stream::Unix(listener.accept()?.0),
-            Self::Tcp(listener) => {
+            Self::Tcp(listener, no_delay) => {
                 let stream = listener.accept()?.0;
-                // Answers are small, and waited for.
-                stream.set_nodelay(true)?;
+                stream.set_nodelay(*no_delay)?;
                 Stream::Tcp(stream)
             }
         })
     }
 }
 
-/// The way back to a client. Dropping it ends the connection once everything has
-/// been written.
+/// The way back to a client.
 pub(super) struct Writer {
     lines: Sender<Vec<u8>>,
+    /// Bytes of lines that are not written yet.
+    waiting: Arc<AtomicUsize>,
     /// Gives an end when the last line is written.
     written: Receiver<()>,
     stream: Option<Stream>,
@@ -126,18 +129,22 @@ pub(super) struct Writer {
 impl Writer {
     /// A thread that writes, so that nobody has to wait for the client.
     fn start(mut sink: impl Write + Send + 'static, stream: Option<Stream>) -> Self {
-        let (lines, to_write) = bounded::<Vec<u8>>(LINES_MAX);
+        let (lines, to_write) = unbounded::<Vec<u8>>();
         let (done, written) = bounded(1);
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&waiting);
         std::thread::spawn(move || {
             while let Ok(line) = to_write.recv() {
                 if sink.write_all(&line).and_then(|()| sink.flush()).is_err() {
                     break;
                 }
+                count.fetch_sub(line.len(), Ordering::Relaxed);
             }
             drop(done);
         });
         Self {
             lines,
+            waiting,
             written,
             stream,
         }
@@ -146,11 +153,15 @@ impl Writer {
     /// Sends a line; without waiting, whatever the client does.
     pub(super) fn send(&self, line: &str) {
         let line = format!("{line}\r\n").into_bytes();
-        if let Err(TrySendError::Full(_)) = self.lines.try_send(line)
-            && let Some(stream) = &self.stream
-        {
-            tracing::warn!("a monitor's client does not read: it is hung up on");
-            stream.shut_down();
+        let before = self.waiting.fetch_add(line.len(), Ordering::Relaxed);
+        if before + line.len() <= WAITING_MAX {
+            // The thread has ended if the client has gone.
+            let _ = self.lines.send(line);
+        } else if before <= WAITING_MAX {
+            tracing::warn!("a monitor's client does not read: what else it would be told is lost");
+            if let Some(stream) = &self.stream {
+                stream.shut_down();
+            }
         }
     }
 
@@ -161,6 +172,7 @@ impl Writer {
             lines,
             written,
             stream,
+            ..
         } = self;
         drop(lines);
         // A client who does not read must not keep the process from ending.
@@ -302,8 +314,8 @@ fn listen(place: &Place) -> Result<Listener, String> {
                 )
             })
         }
-        Place::Tcp(host, port) => TcpListener::bind((host.as_str(), *port))
-            .map(Listener::Tcp)
+        Place::Tcp(host, port, no_delay) => TcpListener::bind((host.as_str(), *port))
+            .map(|listener| Listener::Tcp(listener, *no_delay))
             .map_err(|error| {
                 format!(
                     "Failed to bind socket to {host}:{port}: {}",
@@ -315,7 +327,7 @@ fn listen(place: &Place) -> Result<Listener, String> {
             Ok(if is_unix(&socket) {
                 Listener::Unix(UnixListener::from(socket))
             } else {
-                Listener::Tcp(TcpListener::from(socket))
+                Listener::Tcp(TcpListener::from(socket), false)
             })
         }
         Place::Standard | Place::Null => Err("not a socket".into()),
@@ -333,8 +345,11 @@ fn connect(place: &Place) -> Result<Stream, String> {
                     text_of(&error)
                 )
             }),
-        Place::Tcp(host, port) => TcpStream::connect((host.as_str(), *port))
-            .map(Stream::Tcp)
+        Place::Tcp(host, port, no_delay) => TcpStream::connect((host.as_str(), *port))
+            .and_then(|stream| {
+                stream.set_nodelay(*no_delay)?;
+                Ok(Stream::Tcp(stream))
+            })
             .map_err(|error| format!("Failed to connect to '{host}:{port}': {}", text_of(&error))),
         Place::Descriptor(number) => {
             let socket = descriptor(*number)?;

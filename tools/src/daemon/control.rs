@@ -50,6 +50,8 @@ pub(super) struct Control {
     pub(super) later: Vec<Later>,
     /// Drives and devices, in the order in which they came.
     pub(super) backends: Vec<Backend>,
+    /// Somebody has said `stop`.
+    pub(super) is_stopped: bool,
     /// Names of devices that others are connected to.
     pub(super) controllers: Vec<String>,
     /// Runs `qemu-io` commands.
@@ -59,7 +61,7 @@ pub(super) struct Control {
     /// Images that were opened for a job.
     pub(super) job_targets: Vec<String>,
     pub(super) chardevs: Vec<String>,
-    address: Address,
+    pub(super) address: Address,
     monitors: BTreeMap<String, Monitor>,
     /// The monitor and the request that ended the process.
     quit: Option<Quit>,
@@ -80,6 +82,7 @@ impl Control {
             nodes: BTreeMap::new(),
             later: Vec::new(),
             backends: Vec::new(),
+            is_stopped: false,
             controllers: Vec::new(),
             monitor_shell: io::monitor::Monitor::new(shard),
             lodgers: Vec::new(),
@@ -180,6 +183,11 @@ impl Control {
                 Message::Disconnected { chardev } => self.disconnect(&chardev),
                 Message::Received { chardev, bytes, .. } => self.receive(&chardev, &bytes).await,
                 Message::Job => {}
+                Message::Created { job, result } => {
+                    self.jobs
+                        .end_task(&self.shard, &mut self.graph, &job, result)
+                        .await;
+                }
                 Message::Event { name, data } => self.broadcast(name, Some(&data)),
                 Message::Quit => self.quit = Some(Quit::BySignal),
             }

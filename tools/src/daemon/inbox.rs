@@ -36,6 +36,13 @@ pub(super) enum Message {
     },
     /// A job may have something to tell.
     Job,
+    /// The file that a job was to make is there, or not.
+    Created {
+        /// The job.
+        job: String,
+        /// Or why not.
+        result: Result<(), String>,
+    },
     /// Something to be told to all monitors.
     Event {
         /// Its name.

@@ -45,11 +45,6 @@ pub(super) fn schema() -> Value {
     entries.into_iter().filter(is_there).collect()
 }
 
-/// A machine that never runs and is never stopped by an error.
-pub(super) fn status() -> Value {
-    json!({ "running": true, "status": "running" })
-}
-
 pub(super) fn name() -> Value {
     json!({})
 }
@@ -68,15 +63,25 @@ pub(super) fn not_built(name: &str) -> CommandError {
 }
 
 impl Control {
-    /// Nothing runs that could be stopped; who waits for the event gets it.
-    pub(super) fn stop_machine(&self) -> Value {
+    /// Nothing runs that could be stopped, but what was said is remembered.
+    pub(super) fn stop_machine(&mut self) -> Value {
+        if std::mem::replace(&mut self.is_stopped, true) {
+            return json!({});
+        }
         self.tell(&Event::Stop);
         json!({})
     }
 
-    pub(super) fn continue_machine(&self) -> Value {
-        self.tell(&Event::Resume);
+    pub(super) fn continue_machine(&mut self) -> Value {
+        if std::mem::replace(&mut self.is_stopped, false) {
+            self.tell(&Event::Resume);
+        }
         json!({})
+    }
+
+    pub(super) fn machine_status(&self) -> Value {
+        let status = if self.is_stopped { "paused" } else { "running" };
+        json!({ "running": !self.is_stopped, "status": status })
     }
 }
 

@@ -51,7 +51,7 @@ impl Control {
             Command::QueryVersion => Ok(machine::version()),
             Command::QueryCommands => Ok(machine::commands()),
             Command::QueryQmpSchema => Ok(machine::schema()),
-            Command::QueryStatus => Ok(machine::status()),
+            Command::QueryStatus => Ok(self.machine_status()),
             Command::QueryName => Ok(machine::name()),
             Command::QueryUuid => Ok(machine::uuid()),
             Command::QueryKvm => Ok(machine::kvm()),
@@ -60,7 +60,14 @@ impl Control {
             Command::QueryChardev => Ok(self.query_chardev()),
             Command::Stop => Ok(self.stop_machine()),
             Command::Cont => Ok(self.continue_machine()),
-            Command::HumanMonitorCommand(command) => self.human(&command.command_line).await,
+            Command::HumanMonitorCommand(command) => {
+                if command.cpu_index.is_some() {
+                    return Err(CommandError::generic(
+                        "There are no CPUs: leave cpu-index out",
+                    ));
+                }
+                self.human(&command.command_line).await
+            }
 
             Command::BlockdevAdd(options) => self.blockdev_add(&options).await,
             Command::BlockdevDel(del) => self.blockdev_del(&del.node_name).await,
@@ -81,8 +88,7 @@ impl Control {
 
             Command::QueryBlock => Ok(self.query_block().await),
             Command::DeviceAdd(add) => {
-                let device = Device::from_arguments(&add.properties)
-                    .map_err(|error| CommandError::generic(error.to_string()))?;
+                let device = Device::from_arguments(&add.properties)?;
                 self.device_add(&device).await
             }
             Command::DeviceDel(del) => self.device_del(&del.id).await,

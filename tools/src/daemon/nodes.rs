@@ -12,10 +12,12 @@ use ringback_qmp_shim::command::{
 };
 use ringback_qmp_shim::command_error::CommandError;
 use ringback_qmp_shim::open::{self as names, flatten};
+use ringback_ring::Shard;
 use serde_json::{Value, json};
 
 use super::Reply;
 use super::control::{AsyncLater, Control};
+use super::inbox::Message;
 use crate::open::{self, reason};
 
 fn generic(text: impl Into<String>) -> CommandError {
@@ -97,22 +99,17 @@ impl Control {
             return Err(generic(format!("Block device {name} is in use")));
         }
         self.graph.set_owned(name, false);
-        self.close(name).await?;
+        self.close(name).await;
         Ok(json!({}))
     }
 
-    /// Closes a node that nobody has any more, and what is below it.
-    pub(super) async fn close(&mut self, name: &str) -> Result<(), CommandError> {
-        let closed = self.graph.release(&self.shard, name).await;
-        self.forget_gone_nodes();
-        match closed {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                // The node is gone, as in QEMU; what was lost must be told.
-                tracing::error!("{}", reason(error));
-                Ok(())
-            }
+    /// Closes a node that nobody has any more, and what is below it. The nodes are
+    /// gone whatever happens, as in QEMU; what was lost is told in the log.
+    pub(super) async fn close(&mut self, name: &str) {
+        if let Err(error) = self.graph.release(&self.shard, name).await {
+            tracing::error!("{}", reason(error));
         }
+        self.forget_gone_nodes();
     }
 
     /// At the end: every image is written and closed.
@@ -174,9 +171,7 @@ impl Control {
     /// Answers at once; the image is made behind the answer, as a job.
     pub(super) fn blockdev_create(&mut self, create: BlockdevCreate) -> Reply {
         if let BlockdevCreateOptions::Other { driver } = &create.options {
-            return Err(generic(format!(
-                "Driver '{driver}' does not support image creation"
-            )));
+            return Err(generic(cannot_create(driver)));
         }
         self.jobs
             .begin_task(&create.job_id, Kind::Create)
@@ -185,40 +180,24 @@ impl Control {
         Ok(json!({}))
     }
 
-    async fn create_image(&mut self, options: &BlockdevCreateOptions) -> Result<(), String> {
-        match options {
-            BlockdevCreateOptions::File(file) => self.create_file(file).await,
-            BlockdevCreateOptions::Qcow2(qcow2) => self.create_qcow2(qcow2).await,
-            BlockdevCreateOptions::Other { driver } => {
-                Err(format!("Driver '{driver}' does not support image creation"))
-            }
-        }
-    }
-
-    async fn create_file(&mut self, options: &BlockdevCreateOptionsFile) -> Result<(), String> {
-        // Hints for file systems that ringback does not give, as if the file system
-        // did not take them.
-        if options
-            .extent_size_hint
-            .is_some_and(|hint| hint > u64::from(u32::MAX))
-        {
-            return Err("Extent size hint is too large".into());
-        }
-        open::create_file(
-            &self.shard,
-            &options.filename,
-            options.size,
-            open::preallocation(options.preallocation),
-        )
-        .await
+    /// Beside everything else: it may take long to reserve a file's space.
+    fn create_file(&self, job: String, options: BlockdevCreateOptionsFile) {
+        let (shard, address) = (self.shard.clone(), self.address.clone());
+        self.shard.spawn(async move {
+            let result = make_file(&shard, &options).await;
+            address.send(Message::Created { job, result });
+        });
     }
 
     async fn create_qcow2(&mut self, options: &BlockdevCreateOptionsQcow2) -> Result<(), String> {
         let mut opened = Vec::new();
-        let result = self.create_qcow2_in(options, &mut opened).await;
+        let mut result = self.create_qcow2_in(options, &mut opened).await;
         for node in &opened {
-            self.close(node).await.map_err(|error| error.desc)?;
+            // What was made may reach the file only now.
+            let closed = self.graph.release(&self.shard, node).await;
+            result = result.and(closed.map_err(reason));
         }
+        self.forget_gone_nodes();
         result
     }
 
@@ -274,6 +253,23 @@ impl Control {
     }
 }
 
+fn cannot_create(driver: &str) -> String {
+    format!("Driver '{driver}' does not support image creation")
+}
+
+async fn make_file(shard: &Shard, options: &BlockdevCreateOptionsFile) -> Result<(), String> {
+    // Hints for file systems that ringback does not give, as if the file system did
+    // not take them.
+    if options
+        .extent_size_hint
+        .is_some_and(|hint| hint > u64::from(u32::MAX))
+    {
+        return Err("Extent size hint is too large".into());
+    }
+    let preallocation = open::preallocation(options.preallocation);
+    open::create_file(shard, &options.filename, options.size, preallocation).await
+}
+
 /// The work of a job that makes an image.
 struct Creation(BlockdevCreate);
 
@@ -283,11 +279,19 @@ impl AsyncLater for Creation {
         control: &'a mut Control,
     ) -> std::pin::Pin<Box<dyn Future<Output = ()> + 'a>> {
         Box::pin(async move {
-            let result = control.create_image(&self.0.options).await;
+            let BlockdevCreate { job_id, options } = self.0;
+            let result = match options {
+                BlockdevCreateOptions::File(file) => {
+                    control.create_file(job_id, file);
+                    return;
+                }
+                BlockdevCreateOptions::Qcow2(qcow2) => control.create_qcow2(&qcow2).await,
+                BlockdevCreateOptions::Other { driver } => Err(cannot_create(driver)),
+            };
             let shard = control.shard.clone();
             control
                 .jobs
-                .end_task(&shard, &mut control.graph, &self.0.job_id, result)
+                .end_task(&shard, &mut control.graph, &job_id, result)
                 .await;
         })
     }

@@ -96,7 +96,7 @@ impl Control {
         &mut self,
         object: Result<ObjectOptions, ArgumentError>,
     ) -> Reply {
-        let object = object.map_err(|error| generic(error.to_string()))?;
+        let object = object?;
         self.add_object(&object).await?;
         Ok(json!({}))
     }

@@ -241,7 +241,10 @@ impl Look<'_> {
             "null-co" => Some(0),
             // QEMU takes it for a protocol which cannot tell.
             "blkdebug" => None,
-            "file" | "host_device" => control.graph.file(name).and_then(allocated_bytes),
+            "file" | "host_device" => control
+                .graph
+                .file(name)
+                .and_then(ringback_ring::File::allocated_bytes),
             _ => {
                 let children = control.graph.children(name).into_iter();
                 let own = children.filter(|(edge, _)| !matches!(*edge, "backing" | "target"));
@@ -275,11 +278,4 @@ fn snapshot_entry(snapshot: &Snapshot) -> Value {
         entry["icount"] = icount.into();
     }
     entry
-}
-
-fn allocated_bytes(file: &ringback_ring::File) -> Option<u64> {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(file.path())
-        .ok()
-        .map(|metadata| metadata.blocks() * 512)
 }

@@ -110,6 +110,10 @@ fn driver_node(
     }
 }
 
+/// So long a job may take to stand still, in nanoseconds: a target that hangs must
+/// not keep the monitor for ever.
+const STILL_NS: u64 = 10_000_000_000;
+
 impl Control {
     pub(super) async fn blockdev_reopen(&mut self, options: &[BlockdevOptions]) -> Reply {
         if options.is_empty() {
@@ -123,12 +127,9 @@ impl Control {
         for queued in &queue {
             list.push(self.reopening(queued)?);
         }
-        let paused = self.pause_running_jobs().await;
+        let paused = self.pause_running_jobs().await?;
         let result = self.graph.reopen(&self.shard, &list).await;
-        for job in &paused {
-            // It may have ended meanwhile.
-            let _ = self.jobs.resume(job);
-        }
+        self.let_jobs_go_on(&paused);
         self.step().await;
         result.map_err(|error| generic(reason(error)))?;
         self.learn_options(queue, &list).await;
@@ -385,29 +386,43 @@ impl Control {
         Ok(())
     }
 
+    fn let_jobs_go_on(&mut self, paused: &[String]) {
+        for job in paused {
+            // It may have ended meanwhile.
+            let _ = self.jobs.resume(job);
+        }
+    }
+
     /// Jobs stand still while their paths change; those that their user has
     /// paused do so already.
-    async fn pause_running_jobs(&mut self) -> Vec<String> {
+    async fn pause_running_jobs(&mut self) -> Result<Vec<String>, CommandError> {
         let running = self.jobs.iter().filter(|job| {
             job.kind().is_block_job() && job.status() == Status::Running && !job.is_paused()
         });
         let running: Vec<String> = running.map(|job| job.id().to_owned()).collect();
+        let deadline_ns = self.shard.now_ns() + STILL_NS;
         let mut paused = Vec::new();
         for job in running {
             if self.pause_job(&job).await.is_err() {
                 continue;
             }
-            // Its requests in flight end, however long they take.
+            paused.push(job.clone());
+            // Its requests in flight end first.
             while self
                 .jobs
                 .get(&job)
                 .is_some_and(|job| job.status() == Status::Running && job.is_paused())
             {
+                if self.shard.now_ns() > deadline_ns {
+                    self.let_jobs_go_on(&paused);
+                    return Err(generic(format!(
+                        "Job '{job}' does not stand still: a request of it does not end"
+                    )));
+                }
                 self.wait_for_job(&job).await;
             }
-            paused.push(job);
         }
-        paused
+        Ok(paused)
     }
 
     /// What queries show from now on; nodes that nobody has any more go.

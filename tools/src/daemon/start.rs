@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -144,6 +144,7 @@ fn leave_terminal() -> Result<(), String> {
 
 fn serve(program: &str, line: &CommandLine) -> Result<ExitCode, String> {
     log(line.verbosity);
+    let devices = look_at(program, line)?;
     let signals = ending_signals();
     // Before the first thread, so that all of them leave signals alone.
     signals
@@ -165,8 +166,7 @@ fn serve(program: &str, line: &CommandLine) -> Result<ExitCode, String> {
             match pid_file {
                 Ok(pid_file) => {
                     wait_for_signals(&signals, &address);
-                    let sockets = sockets(line);
-                    let ended = open_chardevs(program, line, &address)
+                    let ended = open_chardevs(program, &devices, &address)
                         // Whoever waits for the daemon finds its sockets, and paths
                         // are meant from where it was started.
                         .and_then(|()| match line.daemonize {
@@ -178,7 +178,7 @@ fn serve(program: &str, line: &CommandLine) -> Result<ExitCode, String> {
                         Err(_) => running.abandon(&shards),
                     }
                     // If they could not be made they are somebody else's.
-                    for path in sockets.iter().filter(|_| ended.is_ok()) {
+                    for path in sockets(&devices).filter(|_| ended.is_ok()) {
                         // Somebody may have removed it.
                         let _ = std::fs::remove_file(path);
                     }
@@ -268,28 +268,52 @@ async fn make(control: &mut Control, placed: &Placed) -> Result<(), String> {
             return control.add_monitor(&monitor.chardev, monitor.pretty);
         }
         Opt::Object(object) => control.add_object(object).await,
-        Opt::NbdServer(_) => return Err("ringback has no NBD server yet".into()),
-        Opt::Export(_) => return Err("ringback has no exports yet".into()),
+        // These have been refused before.
+        Opt::NbdServer(_) | Opt::Export(_) => Ok(()),
         Opt::Drive(drive) => control.add_drive(drive).await,
         Opt::Device(device) => control.add_device(device).await,
     };
     made.map_err(|error| error.desc)
 }
 
-fn open_chardevs(program: &str, line: &CommandLine, address: &Address) -> Result<(), String> {
+/// What can be said of the options before anything is made, and what their
+/// character devices are.
+fn look_at(program: &str, line: &CommandLine) -> Result<Vec<(Placed, Spec)>, String> {
+    let mut devices = Vec::new();
     for placed in &line.options {
-        if let Opt::Chardev(device) = &placed.option {
-            open_chardev(device, address).map_err(|error| placed.complain(program, &error))?;
+        let complain = |error: String| placed.complain(program, &error);
+        match &placed.option {
+            Opt::Chardev(device) => {
+                let spec = spec_of(device, line.daemonize).map_err(complain)?;
+                devices.push((placed.clone(), spec));
+            }
+            Opt::NbdServer(_) => return Err(complain("ringback has no NBD server yet".into())),
+            Opt::Export(_) => return Err(complain("ringback has no exports yet".into())),
+            _ => {}
         }
+    }
+    Ok(devices)
+}
+
+fn open_chardevs(
+    program: &str,
+    devices: &[(Placed, Spec)],
+    address: &Address,
+) -> Result<(), String> {
+    for (placed, spec) in devices {
+        chardev::start(spec.clone(), address).map_err(|error| placed.complain(program, &error))?;
     }
     Ok(())
 }
 
-fn open_chardev(device: &Chardev, address: &Address) -> Result<(), String> {
+fn spec_of(device: &Chardev, is_background: bool) -> Result<Spec, String> {
     let (place, side) = match &device.backend {
         Backend::Null => (Place::Null, None),
         Backend::Stdio { signal: false } => {
             return Err("signal=off is not supported".into());
+        }
+        Backend::Stdio { .. } if is_background => {
+            return Err("cannot use stdio with -daemonize".into());
         }
         Backend::Stdio { signal: true } => (Place::Standard, None),
         Backend::Socket(socket) => {
@@ -297,7 +321,11 @@ fn open_chardev(device: &Chardev, address: &Address) -> Result<(), String> {
                 SocketAddress::Unix(unix) if unix.is_abstract => {
                     return Err("abstract sockets are not supported; give a path".into());
                 }
-                SocketAddress::Unix(unix) => Place::Unix(PathBuf::from(&unix.path)),
+                SocketAddress::Unix(unix) => {
+                    // The process may go elsewhere before it connects once more.
+                    let path = std::path::absolute(&unix.path);
+                    Place::Unix(path.map_err(|error| error.to_string())?)
+                }
                 SocketAddress::Inet(inet) => {
                     refuse_unsupported(inet)?;
                     let port = inet.port.parse().map_err(|_| {
@@ -311,7 +339,7 @@ fn open_chardev(device: &Chardev, address: &Address) -> Result<(), String> {
                         "" => "0.0.0.0",
                         host => host,
                     };
-                    Place::Tcp(host.to_owned(), port)
+                    Place::Tcp(host.to_owned(), port, socket.no_delay)
                 }
                 SocketAddress::Fd(number) => {
                     let number = number
@@ -326,7 +354,7 @@ fn open_chardev(device: &Chardev, address: &Address) -> Result<(), String> {
             return Err("only sockets, stdio and null are supported here".into());
         }
     };
-    let spec = Spec {
+    Ok(Spec {
         id: device.id.clone(),
         place,
         is_server: matches!(side, Some(Side::Server { .. })),
@@ -335,26 +363,15 @@ fn open_chardev(device: &Chardev, address: &Address) -> Result<(), String> {
             Some(Side::Client { reconnect_ms }) => reconnect_ms,
             _ => 0,
         },
-    };
-    chardev::start(spec, address)
+    })
 }
 
-/// Where clients come in, wherever the process may go.
-fn sockets(line: &CommandLine) -> Vec<PathBuf> {
-    let paths = line
-        .options
-        .iter()
-        .filter_map(|placed| match &placed.option {
-            Opt::Chardev(Chardev {
-                backend: Backend::Socket(socket),
-                ..
-            }) if matches!(socket.side, Side::Server { .. }) => match &socket.address {
-                SocketAddress::Unix(unix) => std::path::absolute(&unix.path).ok(),
-                _ => None,
-            },
-            _ => None,
-        });
-    paths.collect()
+/// Where clients come in.
+fn sockets(devices: &[(Placed, Spec)]) -> impl Iterator<Item = &Path> {
+    devices.iter().filter_map(|(_, spec)| match &spec.place {
+        Place::Unix(path) if spec.is_server => Some(path.as_path()),
+        _ => None,
+    })
 }
 
 fn refuse_unsupported(inet: &InetAddress) -> Result<(), String> {

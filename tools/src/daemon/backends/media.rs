@@ -28,7 +28,7 @@ impl Control {
     ) -> Reply {
         let index = self.removable(device, id)?;
         self.move_tray(index, true);
-        self.take_medium(index).await?;
+        self.take_medium(index).await;
         Ok(json!({}))
     }
 
@@ -50,7 +50,7 @@ impl Control {
         if backend.has_tray() && !backend.tray_open {
             return Err(generic(format!("Tray of device '{id}' is not open")));
         }
-        self.take_medium(index).await?;
+        self.take_medium(index).await;
         Ok(json!({}))
     }
 
@@ -105,11 +105,11 @@ impl Control {
         let node = names::open(Some(&change.filename), &options, &settings)?;
         let node = self.open(node).await?;
         self.move_tray(index, true);
-        self.take_medium(index).await?;
+        self.take_medium(index).await;
         match self.hold_for(index, &node).await {
             Ok(hold) => self.backends[index].hold = Some(hold),
             Err(error) => {
-                self.close(&node).await?;
+                self.close(&node).await;
                 return Err(error);
             }
         }
@@ -148,13 +148,10 @@ impl Control {
         self.tell(&event);
     }
 
-    async fn take_medium(&mut self, index: usize) -> Result<(), CommandError> {
-        match self.backends[index].hold.take() {
-            Some(hold) => {
-                self.backends[index].past = hold.attachment.usage().await;
-                self.let_go(hold).await
-            }
-            None => Ok(()),
+    async fn take_medium(&mut self, index: usize) {
+        if let Some(hold) = self.backends[index].hold.take() {
+            self.backends[index].past = hold.attachment.usage().await;
+            self.let_go(hold).await;
         }
     }
 }
