@@ -28,6 +28,8 @@ pub enum Fault {
     FlushForgotten,
     /// A write behind the known end of a file is not kept from being cut off.
     WriteBehindEndNotCounted,
+    /// A file whose last block is in use is made longer.
+    GrowsFromWithinBlock,
     /// qcow2: an L2 entry is written before its data is durable.
     EntryBeforeData,
     /// qcow2: refcounts are written after the entries that they count.

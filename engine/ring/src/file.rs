@@ -22,6 +22,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::stat::fstat;
+use nix::unistd::{SysconfVar, sysconf};
 
 use crate::buffer::{Arena, Buf};
 use crate::device;
@@ -90,6 +92,9 @@ pub struct Geometry {
     pub request_alignment: u32,
     /// Addresses too.
     pub memory_alignment: u32,
+    /// Unit in which the file system keeps and caches a regular file: bytes, a
+    /// power of two, at least a page.
+    pub block_size: u64,
 }
 
 /// Why a file could not be opened. Texts follow QEMU where it has one.
@@ -254,7 +259,7 @@ impl File {
         let Backing::Host(host) = &self.inner.backing else {
             return None;
         };
-        let blocks = nix::sys::stat::fstat(&host.fd).ok()?.st_blocks;
+        let blocks = fstat(&host.fd).ok()?.st_blocks;
         Some(u64::try_from(blocks).ok()? * 512)
     }
 
@@ -511,10 +516,18 @@ fn size_host(fd: BorrowedFd<'_>, kind: Kind) -> IoResult<u64> {
     match kind {
         Kind::BlockDevice => device::size_bytes(fd),
         Kind::Regular => {
-            let size = nix::sys::stat::fstat(fd)?.st_size;
+            let size = fstat(fd)?.st_size;
             u64::try_from(size).map_err(|_| Errno::EIO)
         }
     }
+}
+
+/// What stat(2) prefers for I/O is a block of the file system or more of them.
+fn block_size(fd: BorrowedFd<'_>) -> u64 {
+    let preferred = fstat(fd).map_or(0, |found| found.st_blksize);
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(0);
+    let known = [preferred, page].map(|size| u64::try_from(size).unwrap_or(0));
+    known[0].max(known[1]).max(4096).next_power_of_two()
 }
 
 /// A file that becomes longer than the process may make one ends the process by
@@ -552,6 +565,7 @@ fn open_host(options: &OpenOptions) -> Result<(OwnedFd, Geometry), OpenError> {
                 writable: options.write,
                 request_alignment,
                 memory_alignment,
+                block_size: block_size(file.as_fd()),
             };
             Ok((file.into(), geometry))
         }

@@ -13,6 +13,14 @@
 //! itself in and then waits for a change of length under way; who changes the
 //! length does nothing if it finds one counted. Both go through one lock, so
 //! one of them sees the other. Other writes pay one load.
+//!
+//! # No block is half behind the end
+//!
+//! A file that ends within a block of its file system has the rest of that block
+//! zeroed, through the page cache, when it gets longer. A direct write to the
+//! same block that is in flight collides with that: Linux warns of corruption,
+//! and the next flush fails. So such a file is left as long as it is, until its
+//! writes have brought the end to the start of a block; each step ends at one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -100,8 +108,13 @@ impl Ahead {
         if end <= length {
             return;
         }
+        let block = file.geometry().block_size;
+        if !length.is_multiple_of(block) && !planted::is(Fault::GrowsFromWithinBlock) {
+            return;
+        }
         let step = (length / STEPS_PER_FILE).clamp(STEP_MIN, STEP_MAX);
-        let Some(wanted) = end.checked_add(step) else {
+        let wanted = end.checked_add(step);
+        let Some(wanted) = wanted.and_then(|end| end.checked_next_multiple_of(block)) else {
             return;
         };
         match file.truncate(shard, wanted).await {
@@ -137,6 +150,8 @@ mod tests {
     use crate::protocol::FileProtocol;
 
     const FAR: u64 = 8 << 20;
+    /// Of the simulator.
+    const BLOCK: u64 = 4096;
 
     async fn open(shard: &Shard) -> Rc<FileProtocol> {
         let options = OpenOptions {
@@ -155,15 +170,21 @@ mod tests {
         result.expect("written");
     }
 
+    /// Of a request that is over before a change of length has happened.
+    const FAST_NS: u64 = 20_000;
+    /// Of one that is not.
+    const SLOW_NS: u64 = 200_000;
+
     /// Runs on an empty file, and answers what is in it then.
     fn content_after<F: Future<Output = ()> + 'static>(
         kind: Kind,
+        latency_ns: u64,
         act: impl FnOnce(Shard) -> F + Send + 'static,
     ) -> Vec<u8> {
         let mut sim = Sim::new(1, 1);
         let options = FileOptions {
             kind,
-            latency_ns: (20_000, 20_000),
+            latency_ns: (latency_ns, latency_ns),
             ..FileOptions::default()
         };
         let size = if kind == Kind::BlockDevice { FAR } else { 0 };
@@ -175,16 +196,17 @@ mod tests {
 
     #[test]
     fn the_file_is_longer_than_the_disk_until_it_is_cut() {
-        let content = content_after(Kind::Regular, |shard| async move {
+        let content = content_after(Kind::Regular, FAST_NS, |shard| async move {
             let file = open(&shard).await;
             write(&shard, &file, 0).await;
             file.grow_ahead(&shard, 100_000).await;
             assert_eq!(file.size(), 4096);
-            assert_eq!(file.ahead().length(), 100_000 + STEP_MIN);
-            file.grow_ahead(&shard, 100_000 + STEP_MIN).await;
-            assert_eq!(file.ahead().length(), 100_000 + STEP_MIN, "it is so long");
+            let length = (100_000 + STEP_MIN).next_multiple_of(BLOCK);
+            assert_eq!(file.ahead().length(), length);
+            file.grow_ahead(&shard, length).await;
+            assert_eq!(file.ahead().length(), length, "it is so long");
             file.truncate(&shard, 10_240).await.expect("truncated");
-            assert_eq!((file.size(), file.ahead().length()), (10_240, 165_536));
+            assert_eq!((file.size(), file.ahead().length()), (10_240, length));
             file.cut_ahead(&shard).await.expect("cut");
             assert_eq!(file.ahead().length(), 10_240);
         });
@@ -195,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_shorter_disk_ends_the_file() {
-        let content = content_after(Kind::Regular, |shard| async move {
+        let content = content_after(Kind::Regular, FAST_NS, |shard| async move {
             let file = open(&shard).await;
             write(&shard, &file, 4096).await;
             file.grow_ahead(&shard, 100_000).await;
@@ -207,17 +229,18 @@ mod tests {
 
     #[test]
     fn steps_grow_with_the_file() {
-        drop(content_after(Kind::Regular, |shard| async move {
+        drop(content_after(Kind::Regular, FAST_NS, |shard| async move {
             let file = open(&shard).await;
             write(&shard, &file, FAR - 4096).await;
             file.grow_ahead(&shard, FAR + 1).await;
-            assert_eq!(file.ahead().length(), FAR + 1 + FAR / STEPS_PER_FILE);
+            let length = (FAR + 1 + FAR / STEPS_PER_FILE).next_multiple_of(BLOCK);
+            assert_eq!(file.ahead().length(), length);
         }));
     }
 
     #[test]
     fn a_device_stays_as_it_is() {
-        let content = content_after(Kind::BlockDevice, |shard| async move {
+        let content = content_after(Kind::BlockDevice, FAST_NS, |shard| async move {
             let file = open(&shard).await;
             file.grow_ahead(&shard, FAR + 1).await;
             assert_eq!(file.ahead().length(), FAR);
@@ -229,7 +252,7 @@ mod tests {
     /// Somebody writes far behind the end, before or after the file begins to
     /// grow there.
     fn far_write(is_first: bool) -> Vec<u8> {
-        content_after(Kind::Regular, move |shard| async move {
+        content_after(Kind::Regular, FAST_NS, move |shard| async move {
             let file = open(&shard).await;
             let (writer, its_file) = (shard.clone(), Rc::clone(&file));
             let write = async move { write(&writer, &its_file, FAR).await };
@@ -258,12 +281,51 @@ mod tests {
         }
     }
 
+    /// The file ends within a block to which a write is under way while it is
+    /// told to grow; what a flush then says, and how long the file is.
+    fn growth_from_within_a_block() -> (IoResult<()>, u64) {
+        let (tell, told) = std::sync::mpsc::channel();
+        drop(content_after(
+            Kind::Regular,
+            SLOW_NS,
+            move |shard| async move {
+                let file = open(&shard).await;
+                file.truncate(&shard, BLOCK + 512).await.expect("truncated");
+                let (writer, its_file) = (shard.clone(), Rc::clone(&file));
+                let write = shard.spawn(async move {
+                    let mut buf = writer.buffer_now(512);
+                    buf.fill(7);
+                    its_file.write(&writer, BLOCK, buf, 0..512).await.0
+                });
+                shard.sleep_ns(FAST_NS).await;
+                file.grow_ahead(&shard, BLOCK + 1024).await;
+                let length = file.ahead().length();
+                write.join().await.expect("written");
+                let flushed = file.flush(&shard).await;
+                tell.send((flushed, length)).expect("heard");
+            },
+        ));
+        told.recv().expect("told")
+    }
+
+    #[test]
+    fn a_file_that_ends_within_a_block_is_left_to_its_writes() {
+        assert_eq!(growth_from_within_a_block(), (Ok(()), BLOCK + 512));
+    }
+
+    #[cfg(debug_assertions)]
+    #[test]
+    fn growth_from_within_a_block_fails_a_flush() {
+        let _planted = planted::plant(Fault::GrowsFromWithinBlock);
+        assert_eq!(growth_from_within_a_block().0, Err(Errno::EIO));
+    }
+
     #[cfg(debug_assertions)]
     #[test]
     fn a_write_that_is_not_counted_is_cut() {
         let _planted = planted::plant(Fault::WriteBehindEndNotCounted);
         for is_first in [true, false] {
-            assert_eq!(far_write(is_first).len() as u64, 4096 + STEP_MIN);
+            assert_eq!(far_write(is_first).len() as u64, BLOCK + STEP_MIN);
         }
     }
 }

@@ -2,6 +2,7 @@
 //! and what lies between.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use super::random::Random;
 use crate::file::{Geometry, Kind};
@@ -81,6 +82,8 @@ pub(super) struct Disk {
     cached: VecDeque<Unflushed>,
     next_order: u64,
     allocated: Vec<bool>,
+    /// The next sync fails: see [`Disk::collide`].
+    collided: bool,
 }
 
 /// Simulated disks fit in memory, so their offsets fit in a `usize`.
@@ -97,6 +100,7 @@ impl Disk {
             cached: VecDeque::new(),
             next_order: 0,
             allocated: vec![false; at(size.div_ceil(BLOCK))],
+            collided: false,
         }
     }
 
@@ -122,6 +126,7 @@ impl Disk {
             writable,
             request_alignment: self.options.request_alignment,
             memory_alignment: self.options.request_alignment,
+            block_size: BLOCK,
         }
     }
 
@@ -196,6 +201,23 @@ impl Disk {
         self.allocated.resize(at(size.div_ceil(BLOCK)), false);
         self.remember(size, 0, Change::End);
         Ok(())
+    }
+
+    /// The block in which the file ends, if that is not where it begins. A file
+    /// that gets longer has the rest of it zeroed through the page cache.
+    pub(super) fn block_at_end(&self) -> Option<Range<u64>> {
+        let start = self.size() / BLOCK * BLOCK;
+        (start < self.size()).then_some(start..start + BLOCK)
+    }
+
+    /// The page cache and a direct write had a block at once: Linux says so once,
+    /// as the failure of a sync.
+    pub(super) fn collide(&mut self) {
+        self.collided = true;
+    }
+
+    pub(super) fn take_collision(&mut self) -> bool {
+        std::mem::take(&mut self.collided)
     }
 
     fn remember(&mut self, offset: u64, len: u64, change: Change) {

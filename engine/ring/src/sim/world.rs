@@ -156,7 +156,7 @@ impl World {
     }
 
     pub(crate) fn truncate(&self, slot: u32, size: u64) -> IoResult<()> {
-        self.state().disks[slot as usize].truncate(size)
+        self.state().truncate(slot, size)
     }
 
     pub(crate) fn size(&self, slot: u32) -> u64 {
@@ -300,6 +300,22 @@ impl State {
         }
     }
 
+    fn truncate(&mut self, slot: u32, size: u64) -> IoResult<()> {
+        let disk = &mut self.disks[slot as usize];
+        let zeroed = disk.block_at_end().filter(|_| size > disk.size());
+        disk.truncate(size)?;
+        let collides = zeroed.is_some_and(|block| {
+            self.under_way.values().any(|op| {
+                let is_there = op.offset < block.end && block.start < op.offset + op.len;
+                op.slot == slot && op.verb == Verb::Write && is_there
+            })
+        });
+        if collides && disk.options.request_alignment > 1 {
+            disk.collide();
+        }
+        Ok(())
+    }
+
     fn step(&mut self, limit_ns: Option<u64>) -> bool {
         let due = self.steps.peek().map(|Reverse((due, ..))| *due);
         match (due, limit_ns) {
@@ -354,6 +370,7 @@ impl State {
                 i64::try_from(op.len.min(available)).expect("small")
             }
             (None, Verb::Write) => i64::try_from(op.len).expect("small"),
+            (None, Verb::Sync) if disk.take_collision() => -i64::from(Errno::EIO as i32),
             (None, Verb::Sync) => {
                 disk.sync(op.sync_mark);
                 0
