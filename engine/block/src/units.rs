@@ -14,7 +14,7 @@ pub(crate) fn in_memory(len: u64) -> usize {
 
 /// Whether every byte is zero. Data gives itself away in the first bytes most
 /// of the time, so the answer is usually quick.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+pub fn is_zero(bytes: &[u8]) -> bool {
     let (chunks, rest) = bytes.as_chunks::<64>();
     chunks.iter().all(|chunk| chunk == &[0; 64]) && rest.iter().all(|&byte| byte == 0)
 }

@@ -3,9 +3,9 @@
 
 use std::ptr::NonNull;
 
-use crate::op::{Operation, Ops, Verb};
+use crate::op::{Load, Operation, Ops, Verb};
 use crate::sim::SimPort;
-use crate::uring::{Uring, Window};
+use crate::uring::{Target, Uring};
 
 pub(crate) enum Driver {
     Uring(Box<Uring>),
@@ -15,20 +15,18 @@ pub(crate) enum Driver {
 impl Driver {
     /// Takes an operation whose buffer, if any, is in the slab under `key`.
     pub(crate) fn submit(&mut self, key: u32, operation: &Operation, ops: &Ops) {
-        let transfers = matches!(operation.verb, Verb::Read | Verb::Write);
         match self {
             Self::Uring(uring) => {
-                let window = transfers.then(|| {
-                    ops.with_window(key, |buf, window| Window {
-                        start: buf[window].as_ptr(),
-                        registered: buf.registered(),
-                    })
-                });
-                uring.push_operation(key, operation, window.as_ref());
+                let target = ops.with_load(key, Target::of);
+                uring.push_operation(key, operation, &target);
             }
             Self::Sim(port) => {
-                let data = (operation.verb == Verb::Write)
-                    .then(|| ops.with_window(key, |buf, window| buf[window].to_vec()));
+                let data = ops.with_load(key, |load| match load {
+                    Load::Window(buf, window) if operation.verb == Verb::Write => {
+                        Some(buf[window.clone()].to_vec())
+                    }
+                    _ => None,
+                });
                 port.submit(key, operation, data);
             }
         }

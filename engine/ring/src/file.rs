@@ -28,7 +28,7 @@ use nix::unistd::{SysconfVar, sysconf};
 use crate::buffer::{Arena, Buf};
 use crate::device;
 use crate::lock::{self, LockError, Locks};
-use crate::op::{self, Operation, Verb};
+use crate::op::{self, Load, Operation, Verb};
 use crate::shard::Shard;
 use crate::shards::{Shards, Slot};
 use crate::{Errno, IoResult};
@@ -39,6 +39,13 @@ use crate::{Errno, IoResult};
 pub(crate) struct FileRef {
     pub(crate) slot: u32,
     pub(crate) fd: RawFd,
+}
+
+impl FileRef {
+    /// A descriptor that no table of a ring holds.
+    pub(crate) fn unregistered(fd: RawFd) -> Self {
+        Self { slot: u32::MAX, fd }
+    }
 }
 
 /// How long a simulated file takes to change its length.
@@ -351,11 +358,11 @@ impl File {
             file: self.inner.reference,
             offset,
             len,
-            window,
         };
-        let (result, buf) = op::submit(shard, &operation, Some(buf)).await;
+        let load = Load::Window(buf, window);
+        let (result, load) = op::submit(shard, &operation, load).await;
         let count = result.map(|count| usize::try_from(count).expect("no more than was asked for"));
-        (count, buf.expect("a transfer gives its buffer back"))
+        (count, load.into_buf())
     }
 
     /// Makes completed writes durable.
@@ -398,9 +405,8 @@ impl File {
             file: self.inner.reference,
             offset,
             len,
-            window: 0..0,
         };
-        op::submit(shard, &operation, None).await.0.map(drop)
+        op::submit(shard, &operation, Load::None).await.0.map(drop)
     }
 
     /// The first byte of data at or after `offset`; ENXIO if there is none.

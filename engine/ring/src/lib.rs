@@ -15,6 +15,7 @@
 //! | `op` | one operation in flight, and who owns its buffer |
 //! | `driver` | the two rings, `uring` and `sim`, behind one enum |
 //! | [`mod@file`] | an open file or block device and what it can do |
+//! | [`socket`] | a connection, or what listens for them |
 //! | [`lock`] | image locks which QEMU understands |
 //! | [`buffer`] | aligned, registered memory |
 //! | [`wait_queue`] | tasks that wait for each other, on one shard or on several |
@@ -37,6 +38,7 @@ pub mod remote;
 pub mod shard;
 pub mod shards;
 pub mod sim;
+pub mod socket;
 mod task;
 mod timer;
 mod uring;
@@ -48,6 +50,7 @@ pub use file::File;
 pub use nix::errno::Errno;
 pub use shard::Shard;
 pub use shards::Shards;
+pub use socket::Socket;
 pub use wait_queue::{LocalQueue, WaitQueue};
 
 /// What every I/O operation answers: a value, or the errno that a guest or a

@@ -10,12 +10,15 @@
 use std::cell::RefCell;
 use std::future::Future;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use crate::buffer::Buf;
 use crate::file::FileRef;
 use crate::shard::Shard;
+use crate::uring::Message;
 use crate::{Errno, IoResult};
 
 /// What a ring can be asked to do. Offsets and lengths in bytes.
@@ -33,6 +36,15 @@ pub(crate) enum Verb {
     PunchHole,
     /// Plain preallocation; the content reads as zeroes where it was a hole.
     Allocate,
+    /// From a socket into the op's buffer: at least a byte, or all of it.
+    Receive {
+        /// Whether to wait until the window is full.
+        all: bool,
+    },
+    /// The op's message into a socket.
+    Send,
+    /// Until a socket has something to receive, or a connection to accept.
+    Readable,
 }
 
 /// An operation as the driver sees it.
@@ -41,10 +53,27 @@ pub(crate) struct Operation {
     pub(crate) verb: Verb,
     pub(crate) file: FileRef,
     pub(crate) offset: u64,
-    /// Of a range; for reads and writes it is the length of `window`.
+    /// Of a range; for transfers it is the length of the window.
     pub(crate) len: u64,
-    /// Which bytes of the buffer.
-    pub(crate) window: Range<usize>,
+}
+
+/// What an operation owns while the ring may touch it.
+pub(crate) enum Load {
+    None,
+    /// These bytes of a buffer.
+    Window(Buf, Range<usize>),
+    /// Pieces of several.
+    Message(Box<Message>),
+}
+
+impl Load {
+    /// Of a transfer, which keeps what it was given.
+    pub(crate) fn into_buf(self) -> Buf {
+        match self {
+            Self::Window(buf, _) => buf,
+            Self::None | Self::Message(_) => unreachable!("a transfer gives its buffer back"),
+        }
+    }
 }
 
 enum Progress {
@@ -55,8 +84,9 @@ enum Progress {
 
 struct Entry {
     progress: Progress,
-    buf: Option<Buf>,
-    window: Range<usize>,
+    load: Load,
+    /// A descriptor that no table of the ring holds.
+    _socket: Option<Rc<OwnedFd>>,
 }
 
 /// All operations in flight of one shard.
@@ -93,8 +123,8 @@ impl Ops {
         let entry = entries[key as usize]
             .as_mut()
             .expect("completions arrive once");
-        if let Some(buf) = entry.buf.as_mut() {
-            read_into(&mut buf[entry.window.clone()]);
+        if let Load::Window(buf, window) = &mut entry.load {
+            read_into(&mut buf[window.clone()]);
         }
         match std::mem::replace(&mut entry.progress, Progress::Done(result)) {
             Progress::Waiting(Some(waker)) => {
@@ -115,14 +145,11 @@ impl Ops {
         self.entries.borrow().len() - self.free.borrow().len()
     }
 
-    /// Runs `with` on the buffer window of a live operation.
-    pub(crate) fn with_window<T>(&self, key: u32, with: impl FnOnce(&Buf, Range<usize>) -> T) -> T {
-        let entries = self.entries.borrow();
-        let entry = entries[key as usize].as_ref().expect("a live key");
-        with(
-            entry.buf.as_ref().expect("reads and writes own a buffer"),
-            entry.window.clone(),
-        )
+    /// Runs `with` on what a live operation owns.
+    pub(crate) fn with_load<T>(&self, key: u32, with: impl FnOnce(&mut Load) -> T) -> T {
+        let mut entries = self.entries.borrow_mut();
+        let entry = entries[key as usize].as_mut().expect("a live key");
+        with(&mut entry.load)
     }
 
     /// Forgets everything: only after the ring is gone.
@@ -140,23 +167,26 @@ pub(crate) struct OpFuture<'a> {
     finished: bool,
 }
 
-/// Hands an operation and its buffer to the shard's ring.
-pub(crate) fn submit<'a>(
+/// Hands an operation and what it owns to the shard's ring.
+pub(crate) fn submit<'a>(shard: &'a Shard, operation: &Operation, load: Load) -> OpFuture<'a> {
+    submit_on(shard, operation, load, None)
+}
+
+/// The same on a descriptor that no table of the ring holds: it stays open until
+/// the operation has ended.
+pub(crate) fn submit_on<'a>(
     shard: &'a Shard,
     operation: &Operation,
-    buf: Option<Buf>,
+    load: Load,
+    socket: Option<Rc<OwnedFd>>,
 ) -> OpFuture<'a> {
-    if let Some(buf) = &buf {
-        assert!(
-            operation.window.end <= buf.len(),
-            "the window lies inside the buffer"
-        );
+    if let Load::Window(buf, window) = &load {
+        assert!(window.end <= buf.len(), "the window lies inside the buffer");
     }
-    let window = operation.window.clone();
     let entry = Entry {
         progress: Progress::Waiting(None),
-        buf,
-        window,
+        load,
+        _socket: socket,
     };
     let key = shard.ops().insert(entry);
     shard.driver_submit(key, operation);
@@ -168,7 +198,7 @@ pub(crate) fn submit<'a>(
 }
 
 impl Future for OpFuture<'_> {
-    type Output = (IoResult<u64>, Option<Buf>);
+    type Output = (IoResult<u64>, Load);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let ops = self.shard.ops();
@@ -185,7 +215,7 @@ impl Future for OpFuture<'_> {
         let Progress::Done(result) = entry.progress else {
             unreachable!("only the future orphans")
         };
-        Poll::Ready((outcome(result), entry.buf))
+        Poll::Ready((outcome(result), entry.load))
     }
 }
 

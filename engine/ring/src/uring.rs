@@ -21,13 +21,17 @@ use io_uring::{IoUring, opcode, squeue, types};
 use nix::libc;
 
 use crate::buffer::SLAB_BYTES;
-use crate::op::{Operation, Verb};
+use crate::op::{Load, Operation, Verb};
 use crate::probe::{Feature, Features};
 use crate::shard::RingAddress;
+use crate::socket::Batch;
 
 /// Size of the tables of registered files and buffers.
 const FILE_SLOTS: u32 = 1024;
 const BUFFER_SLOTS: u32 = 1024;
+
+/// UIO_MAXIOV.
+const PARTS_MAX: usize = 1024;
 
 /// `user_data` of what is not an operation; slab keys stay below 2^32.
 const BELL: u64 = u64::MAX;
@@ -54,9 +58,77 @@ pub(crate) struct Uring {
 }
 
 /// Where the bytes of a read or write are.
-pub(crate) struct Window {
-    pub(crate) start: *const u8,
-    pub(crate) registered: Option<u16>,
+struct Window {
+    start: *const u8,
+    registered: Option<u16>,
+}
+
+/// What of an operation's load the kernel is pointed to.
+pub(crate) enum Target {
+    None,
+    Window(*const u8, Option<u16>),
+    Message(*const libc::msghdr),
+}
+
+impl Target {
+    fn window(&self) -> Window {
+        match *self {
+            Self::Window(start, registered) => Window { start, registered },
+            Self::None | Self::Message(_) => unreachable!("a transfer owns a buffer"),
+        }
+    }
+
+    pub(crate) fn of(load: &mut Load) -> Self {
+        match load {
+            Load::None => Self::None,
+            Load::Window(buf, window) => {
+                Self::Window(buf[window.clone()].as_ptr(), buf.registered())
+            }
+            Load::Message(message) => Self::Message(message.header()),
+        }
+    }
+}
+
+/// A batch that goes into a socket by one operation. The kernel reads the table
+/// of parts and what it points to until that has ended, so all of it is owned
+/// here, behind a box that does not move.
+pub(crate) struct Message {
+    batch: Batch,
+    table: Vec<libc::iovec>,
+    header: libc::msghdr,
+}
+
+impl Message {
+    pub(crate) fn new(batch: Batch) -> Box<Self> {
+        // SAFETY: all-zero bytes are a valid msghdr: null pointers and no lengths.
+        let header = unsafe { std::mem::zeroed() };
+        let table = Vec::new();
+        Box::new(Self {
+            batch,
+            table,
+            header,
+        })
+    }
+
+    pub(crate) fn batch(&mut self) -> &mut Batch {
+        &mut self.batch
+    }
+
+    pub(crate) fn into_batch(self) -> Batch {
+        self.batch
+    }
+
+    fn header(&mut self) -> *const libc::msghdr {
+        self.table.clear();
+        let parts = self.batch.parts().take(PARTS_MAX);
+        self.table.extend(parts.map(|part| libc::iovec {
+            iov_base: part.as_ptr().cast_mut().cast(),
+            iov_len: part.len(),
+        }));
+        self.header.msg_iov = self.table.as_mut_ptr();
+        self.header.msg_iovlen = self.table.len();
+        &raw const self.header
+    }
 }
 
 impl Uring {
@@ -157,19 +229,14 @@ impl Uring {
     }
 
     /// Queues one operation; the kernel sees it at the next `submit` or `wait`.
-    pub(crate) fn push_operation(
-        &mut self,
-        key: u32,
-        operation: &Operation,
-        window: Option<&Window>,
-    ) {
+    pub(crate) fn push_operation(&mut self, key: u32, operation: &Operation, target: &Target) {
         let slot = operation.file.slot as usize;
         let fixed = self.files.get(slot).copied().unwrap_or(false);
         let sqe = if fixed {
             let index = RawFd::try_from(operation.file.slot).expect("a slot is a small number");
-            encode(operation, window, types::Fd(index)).flags(squeue::Flags::FIXED_FILE)
+            encode(operation, target, types::Fd(index)).flags(squeue::Flags::FIXED_FILE)
         } else {
-            encode(operation, window, types::Fd(operation.file.fd))
+            encode(operation, target, types::Fd(operation.file.fd))
         };
         self.push(sqe.user_data(key.into()));
     }
@@ -309,16 +376,32 @@ fn build(entries: u32, features: &Features) -> std::io::Result<IoUring> {
 }
 
 /// One SQE. A flat table: one arm an operation.
-fn encode(operation: &Operation, window: Option<&Window>, fd: types::Fd) -> Sqe {
+fn encode(operation: &Operation, target: &Target, fd: types::Fd) -> Sqe {
     let Operation {
         verb, offset, len, ..
     } = *operation;
     match verb {
         Verb::Read | Verb::Write => {
-            let window = window.expect("reads and writes own a buffer");
-            let len = u32::try_from(len).expect("one transfer stays below 4 GiB");
-            encode_transfer(verb, window, fd, offset, len)
+            encode_transfer(verb, &target.window(), fd, offset, below_4_gib(len))
         }
+        Verb::Receive { all } => {
+            let start = target.window().start.cast_mut();
+            let flags = if all { libc::MSG_WAITALL } else { 0 };
+            opcode::Recv::new(fd, start, below_4_gib(len))
+                .flags(flags)
+                .build()
+        }
+        Verb::Send => {
+            let Target::Message(header) = target else {
+                unreachable!("a send owns a message")
+            };
+            // A peer that is gone is an error, not a signal.
+            let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+            opcode::SendMsg::new(fd, *header)
+                .flags(flags.cast_unsigned())
+                .build()
+        }
+        Verb::Readable => opcode::PollAdd::new(fd, libc::POLLIN.cast_unsigned().into()).build(),
         Verb::Sync => opcode::Fsync::new(fd)
             .flags(types::FsyncFlags::DATASYNC)
             .build(),
@@ -329,6 +412,10 @@ fn encode(operation: &Operation, window: Option<&Window>, fd: types::Fd) -> Sqe 
         }
         Verb::Allocate => fallocate(fd, offset, len, 0),
     }
+}
+
+fn below_4_gib(len: u64) -> u32 {
+    u32::try_from(len).expect("one transfer stays below 4 GiB")
 }
 
 fn encode_transfer(verb: Verb, window: &Window, fd: types::Fd, offset: u64, len: u32) -> Sqe {
@@ -382,6 +469,9 @@ pub(crate) fn opcodes() -> std::io::Result<Vec<(&'static str, bool)>> {
         ("fsync", opcode::Fsync::CODE),
         ("fallocate", opcode::Fallocate::CODE),
         ("msg-ring", opcode::MsgRingData::CODE),
+        ("recv", opcode::Recv::CODE),
+        ("sendmsg", opcode::SendMsg::CODE),
+        ("poll-add", opcode::PollAdd::CODE),
     ];
     Ok(known
         .into_iter()

@@ -7,6 +7,7 @@
 mod ahead;
 mod create;
 mod file;
+pub mod nbd;
 mod null;
 
 use std::ops::Range;

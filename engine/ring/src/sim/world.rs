@@ -354,6 +354,9 @@ impl State {
             Verb::PunchHole => disk.zero(offset, to - from, false),
             // Only makes room: what is there stays.
             Verb::Allocate | Verb::Sync => {}
+            Verb::Receive { .. } | Verb::Send | Verb::Readable => {
+                unreachable!("the simulated machine has no network")
+            }
         }
     }
 

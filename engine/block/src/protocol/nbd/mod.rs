@@ -1,0 +1,3 @@
+//! NBD, as far as both sides share it.
+
+pub mod wire;

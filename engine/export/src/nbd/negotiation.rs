@@ -1,0 +1,477 @@
+//! From the greeting to the choice of an export.
+//!
+//! Each option is read as a whole before it is looked at, so that whatever is
+//! wrong with it, the next one begins where it should.
+
+use std::rc::Rc;
+
+use ringback_block::protocol::nbd::wire::{
+    GREETING_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, PAYLOAD_MAX, STRING_MAX, handshake, info,
+    option, option_reply as answer,
+};
+use ringback_net::{Connection, ReadError, Reader};
+use ringback_ring::Errno;
+use ringback_ring::socket::Batch;
+
+use super::context::{Context, Search};
+use super::export::{Export, Visit};
+use super::reply::Headers;
+use super::server::Exports;
+use super::session::Agreement;
+
+/// Names are shown up to here.
+const SHOWN_MAX: usize = 80;
+
+/// Why nothing was agreed upon.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// The client has gone away in good order.
+    Left,
+    /// What to tell the log.
+    Failed(String),
+}
+
+impl From<ReadError> for Refusal {
+    fn from(error: ReadError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl From<Errno> for Refusal {
+    fn from(errno: Errno) -> Self {
+        Self::Failed(ringback_ring::error_text(errno))
+    }
+}
+
+/// An error that an option is answered with.
+#[derive(Debug, PartialEq, Eq)]
+struct Denial {
+    kind: u32,
+    text: String,
+}
+
+fn deny<T>(kind: u32, text: impl Into<String>) -> Result<T, Denial> {
+    let text = text.into();
+    Err(Denial { kind, text })
+}
+
+fn invalid<T>(text: impl Into<String>) -> Result<T, Denial> {
+    deny(answer::ERR_INVALID, text)
+}
+
+/// A client that has not chosen yet.
+pub(super) struct Negotiation<'a> {
+    connection: &'a Rc<Connection>,
+    reader: &'a mut Reader,
+    exports: &'a Exports,
+    headers: Headers,
+    no_zeroes: bool,
+    /// What was chosen last, of which export.
+    contexts: Option<(String, Vec<Context>)>,
+}
+
+fn option_name(kind: u32) -> &'static str {
+    match kind {
+        option::EXPORT_NAME => "export name",
+        option::ABORT => "abort",
+        option::LIST => "list",
+        option::STARTTLS => "starttls",
+        option::INFO => "info",
+        option::GO => "go",
+        option::STRUCTURED_REPLY => "structured reply",
+        option::LIST_META_CONTEXT => "list meta context",
+        option::SET_META_CONTEXT => "set meta context",
+        option::EXTENDED_HEADERS => "extended headers",
+        _ => "<unknown>",
+    }
+}
+
+/// The payload of an option, taken from the front.
+struct Payload<'a> {
+    bytes: &'a [u8],
+    name: &'static str,
+}
+
+impl<'a> Payload<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], Denial> {
+        let Some((taken, rest)) = self.bytes.split_at_checked(len) else {
+            return invalid(format!("Inconsistent lengths in option {}", self.name));
+        };
+        self.bytes = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Denial> {
+        let bytes = self.take(N)?;
+        Ok(bytes.try_into().expect("exactly so many were taken"))
+    }
+
+    fn length(&mut self) -> Result<usize, Denial> {
+        let len = u32::from_be_bytes(self.array()?);
+        Ok(usize::try_from(len).unwrap_or(usize::MAX))
+    }
+
+    fn text(&mut self, len: usize) -> Result<&'a [u8], Denial> {
+        let bytes = self.take(len)?;
+        if bytes.contains(&0) {
+            return invalid(format!("Unexpected embedded NUL in option {}", self.name));
+        }
+        Ok(bytes)
+    }
+
+    /// The name of an export.
+    fn name(&mut self) -> Result<&'a [u8], Denial> {
+        let len = self.length()?;
+        if len > STRING_MAX {
+            return invalid(format!("Invalid name length: {len}"));
+        }
+        self.text(len)
+    }
+
+    fn end(&self) -> Result<(), Denial> {
+        if self.bytes.is_empty() {
+            Ok(())
+        } else {
+            invalid(format!("option '{}' has unexpected length", self.name))
+        }
+    }
+}
+
+/// A name as messages show it.
+fn shown(name: &[u8]) -> String {
+    if name.len() < SHOWN_MAX {
+        return String::from_utf8_lossy(name).into_owned();
+    }
+    format!("{}...", String::from_utf8_lossy(&name[..SHOWN_MAX]))
+}
+
+fn not_present<T>(name: &[u8]) -> Result<T, Denial> {
+    let name = shown(name);
+    deny(answer::ERR_UNKNOWN, format!("export '{name}' not present"))
+}
+
+fn push_answer(batch: &mut Batch, option: u32, kind: u32, parts: &[&[u8]]) {
+    let len: usize = parts.iter().map(|part| part.len()).sum();
+    let len = u32::try_from(len).expect("answers are short");
+    batch.push_bytes(&OPTION_REPLY_MAGIC.to_be_bytes());
+    batch.push_bytes(&option.to_be_bytes());
+    batch.push_bytes(&kind.to_be_bytes());
+    batch.push_bytes(&len.to_be_bytes());
+    parts.iter().for_each(|part| batch.push_bytes(part));
+}
+
+/// Greets a client and answers until it has chosen an export.
+pub(super) async fn negotiate(
+    connection: &Rc<Connection>,
+    reader: &mut Reader,
+    exports: &Exports,
+) -> Result<Agreement, Refusal> {
+    let mut greeting = Batch::default();
+    greeting.push_bytes(&GREETING_MAGIC.to_be_bytes());
+    greeting.push_bytes(&OPTION_MAGIC.to_be_bytes());
+    let flags = handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES;
+    greeting.push_bytes(&flags.to_be_bytes());
+    connection.send(greeting).await?;
+    let flags = match reader.take_array::<4>().await {
+        Ok(flags) => u32::from_be_bytes(flags),
+        // Somebody who only looked whether there is a server.
+        Err(_) => return Err(Refusal::Left),
+    };
+    let (fixed, no_zeroes) = (
+        u32::from(handshake::FIXED_NEWSTYLE),
+        u32::from(handshake::NO_ZEROES),
+    );
+    if flags & !(fixed | no_zeroes) != 0 {
+        let text = format!("Unknown client flags {flags:#x} received");
+        return Err(Refusal::Failed(text));
+    }
+    let mut negotiation = Negotiation {
+        connection,
+        reader,
+        exports,
+        headers: Headers::Simple,
+        no_zeroes: flags & no_zeroes != 0,
+        contexts: None,
+    };
+    loop {
+        let chosen = negotiation.option(flags & fixed != 0).await?;
+        if let Some(visit) = chosen {
+            return Ok(negotiation.agree(visit));
+        }
+    }
+}
+
+impl Negotiation<'_> {
+    fn agree(self, visit: Visit) -> Agreement {
+        // Contexts belong to the export for which they were chosen.
+        let contexts = match self.contexts {
+            Some((name, contexts)) if name == visit.export().name => contexts,
+            _ => Vec::new(),
+        };
+        Agreement {
+            visit,
+            headers: self.headers,
+            contexts,
+        }
+    }
+
+    /// Reads and answers one option. The visit begins with the last of them.
+    async fn option(&mut self, is_fixed: bool) -> Result<Option<Visit>, Refusal> {
+        let header = match self.reader.take_array::<16>().await {
+            Ok(header) => header,
+            Err(error) => {
+                return Err(Refusal::Failed(format!(
+                    "Failed to read opts magic: {error}"
+                )));
+            }
+        };
+        let (magic, rest) = header.split_at(8);
+        if magic != OPTION_MAGIC.to_be_bytes() {
+            return Err(Refusal::Failed("Bad magic received".into()));
+        }
+        let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().expect("four bytes"));
+        let (kind, len) = (number(&rest[..4]), number(&rest[4..]));
+        if len > PAYLOAD_MAX {
+            let text = format!("len ({len}) is larger than max len ({PAYLOAD_MAX})");
+            return Err(Refusal::Failed(text));
+        }
+        if !is_fixed && kind != option::EXPORT_NAME {
+            let name = option_name(kind);
+            return Err(Refusal::Failed(format!(
+                "Unsupported option {kind} ({name})"
+            )));
+        }
+        match kind {
+            option::EXPORT_NAME => return self.export_name(len).await.map(Some),
+            option::ABORT => {
+                // It may be gone already.
+                let _ = self.answer(kind, answer::ACK, &[]).await;
+                return Err(Refusal::Left);
+            }
+            _ => {}
+        }
+        let is_known = option_name(kind) != "<unknown>";
+        let payload = if is_known {
+            self.reader.take(len as usize).await?
+        } else {
+            self.reader.skip(len.into()).await?;
+            Vec::new()
+        };
+        let mut batch = Batch::default();
+        let payload = Payload {
+            bytes: &payload,
+            name: option_name(kind),
+        };
+        let chosen = self.reply(kind, payload, &mut batch);
+        let (last, visit) = match chosen {
+            Ok(visit) => ((answer::ACK, String::new()), visit),
+            Err(denial) => ((denial.kind, denial.text), None),
+        };
+        push_answer(&mut batch, kind, last.0, &[last.1.as_bytes()]);
+        self.connection.send(batch).await?;
+        Ok(visit)
+    }
+
+    async fn answer(&self, option: u32, kind: u32, parts: &[&[u8]]) -> Result<(), Errno> {
+        let mut batch = Batch::default();
+        push_answer(&mut batch, option, kind, parts);
+        self.connection.send(batch).await.map(drop)
+    }
+
+    /// The option that has no answer if anything is wrong with it.
+    async fn export_name(&mut self, len: u32) -> Result<Visit, Refusal> {
+        if self.headers == Headers::Extended {
+            return Err(Refusal::Failed(
+                "Extended headers already negotiated".into(),
+            ));
+        }
+        let len = len as usize;
+        if len > STRING_MAX {
+            return Err(Refusal::Failed("Bad length received".into()));
+        }
+        let bytes = self.reader.take(len).await?;
+        let name = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
+        let Some(visit) = self.exports.visit(name) else {
+            return Err(Refusal::Failed("export not found".into()));
+        };
+        let export = visit.export();
+        let mut batch = Batch::default();
+        batch.push_bytes(&export.size.to_be_bytes());
+        batch.push_bytes(&export.flags(self.headers, false).to_be_bytes());
+        if !self.no_zeroes {
+            batch.push_bytes(&[0; 124]);
+        }
+        self.connection.send(batch).await?;
+        Ok(visit)
+    }
+
+    /// What comes before the last part of the answer.
+    fn reply(
+        &mut self,
+        kind: u32,
+        payload: Payload<'_>,
+        batch: &mut Batch,
+    ) -> Result<Option<Visit>, Denial> {
+        match kind {
+            option::LIST => {
+                payload.end()?;
+                for export in self.exports.all() {
+                    let len = u32::try_from(export.name.len()).expect("names are short");
+                    let description = export.description.as_deref().unwrap_or_default();
+                    let parts = [
+                        &len.to_be_bytes()[..],
+                        export.name.as_bytes(),
+                        description.as_bytes(),
+                    ];
+                    push_answer(batch, kind, answer::SERVER, &parts);
+                }
+                Ok(None)
+            }
+            option::STARTTLS => {
+                payload.end()?;
+                deny(answer::ERR_POLICY, "TLS not configured")
+            }
+            option::INFO | option::GO => self.choose(kind, payload, batch),
+            option::STRUCTURED_REPLY => {
+                payload.end()?;
+                match self.headers {
+                    Headers::Simple => self.headers = Headers::Structured,
+                    Headers::Structured => {
+                        return invalid("structured reply already negotiated");
+                    }
+                    Headers::Extended => {
+                        let text = "extended headers already negotiated";
+                        return deny(answer::ERR_EXT_HEADER_REQD, text);
+                    }
+                }
+                Ok(None)
+            }
+            option::EXTENDED_HEADERS => {
+                payload.end()?;
+                if self.headers == Headers::Extended {
+                    return invalid("extended headers already negotiated");
+                }
+                self.headers = Headers::Extended;
+                Ok(None)
+            }
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+                self.meta_contexts(kind, payload, batch).map(|()| None)
+            }
+            _ => {
+                let text = format!("Unsupported option {kind} (<unknown>)");
+                deny(answer::ERR_UNSUP, text)
+            }
+        }
+    }
+
+    /// Describes an export; with `GO` it is chosen, too.
+    fn choose(
+        &self,
+        kind: u32,
+        mut payload: Payload<'_>,
+        batch: &mut Batch,
+    ) -> Result<Option<Visit>, Denial> {
+        let name = payload.name()?;
+        let count = u16::from_be_bytes(payload.array()?);
+        let mut asked = Vec::new();
+        for _ in 0..count {
+            asked.push(u16::from_be_bytes(payload.array()?));
+        }
+        payload.end()?;
+        let Some(visit) = self.exports.visit(name) else {
+            return not_present(name);
+        };
+        let export = visit.export();
+        self.push_infos(kind, export, &asked, batch);
+        let asked_for_blocks = asked.contains(&info::BLOCK_SIZE);
+        if kind == option::INFO && !asked_for_blocks && export.minimum_block > 1 {
+            let text = "request NBD_INFO_BLOCK_SIZE to use this export";
+            return deny(answer::ERR_BLOCK_SIZE_REQD, text);
+        }
+        Ok((kind == option::GO).then_some(visit))
+    }
+
+    fn push_infos(&self, kind: u32, export: &Export, asked: &[u16], batch: &mut Batch) {
+        let mut push = |info: u16, parts: &[&[u8]]| {
+            let info = info.to_be_bytes();
+            let parts: Vec<&[u8]> = std::iter::once(&info[..])
+                .chain(parts.iter().copied())
+                .collect();
+            push_answer(batch, kind, answer::INFO, &parts);
+        };
+        if asked.contains(&info::NAME) {
+            push(info::NAME, &[export.name.as_bytes()]);
+        }
+        if let Some(description) = &export.description {
+            push(info::DESCRIPTION, &[description.as_bytes()]);
+        }
+        // Who does not ask will not keep to it.
+        let minimum = match kind == option::INFO || asked.contains(&info::BLOCK_SIZE) {
+            true => export.minimum_block,
+            false => 1,
+        };
+        let sizes = [
+            minimum.to_be_bytes(),
+            minimum.max(4096).to_be_bytes(),
+            export.maximum_block.to_be_bytes(),
+        ];
+        push(info::BLOCK_SIZE, &[sizes.as_flattened()]);
+        let chosen = self.contexts.as_ref();
+        let has_contexts =
+            chosen.is_some_and(|(name, contexts)| *name == export.name && !contexts.is_empty());
+        let flags = export.flags(self.headers, kind == option::INFO || has_contexts);
+        let parts = [&export.size.to_be_bytes()[..], &flags.to_be_bytes()];
+        push(info::EXPORT, &parts);
+    }
+
+    fn meta_contexts(
+        &mut self,
+        kind: u32,
+        mut payload: Payload<'_>,
+        batch: &mut Batch,
+    ) -> Result<(), Denial> {
+        let is_set = kind == option::SET_META_CONTEXT;
+        if is_set {
+            if self.headers == Headers::Simple {
+                return invalid(format!(
+                    "request option '{}' when structured reply is not negotiated",
+                    payload.name
+                ));
+            }
+            // Also if nothing takes its place.
+            self.contexts = None;
+        }
+        let name = payload.name()?;
+        let Some(export) = self.exports.find(name) else {
+            return not_present(name);
+        };
+        let mut search = Search::new(&export);
+        let count = payload.length()?;
+        for _ in 0..count {
+            let len = payload.length()?;
+            if len > STRING_MAX {
+                // Nothing has such a name.
+                payload.take(len)?;
+            } else if is_set {
+                search.exact(payload.text(len)?);
+            } else {
+                search.matching(payload.text(len)?);
+            }
+        }
+        payload.end()?;
+        if count == 0 && !is_set {
+            search.all();
+        }
+        let contexts = search.into_contexts();
+        for context in &contexts {
+            let id = if is_set { context.id() } else { 0 };
+            let name = context.name(&export);
+            let parts = [&id.to_be_bytes()[..], name.as_bytes()];
+            push_answer(batch, kind, answer::META_CONTEXT, &parts);
+        }
+        if is_set {
+            self.contexts = Some((export.name.clone(), contexts));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,301 @@
+//! What listens, and how many clients there may be.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ringback_net::{Connection, Listener, Reader};
+use ringback_ring::{Shard, Shards, Socket, WaitQueue};
+
+use super::export::{Export, Visit};
+use super::negotiation::{self, Refusal};
+use super::session;
+
+/// A failure to accept that may pass: how long to wait for it.
+const RETRY_NS: u64 = 100_000_000;
+
+/// How clients are treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Most clients at once, those included that have not chosen yet; 0: any
+    /// number.
+    pub max_connections: u32,
+    /// Time until a client must have chosen, in seconds; 0: any.
+    pub handshake_seconds: u64,
+}
+
+/// The exports that clients can choose.
+#[derive(Debug, Default)]
+pub(super) struct Exports {
+    list: Mutex<Vec<Arc<Export>>>,
+}
+
+impl Exports {
+    fn list(&self) -> MutexGuard<'_, Vec<Arc<Export>>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All of them, oldest first.
+    pub(super) fn all(&self) -> Vec<Arc<Export>> {
+        self.list().clone()
+    }
+
+    pub(super) fn find(&self, name: &[u8]) -> Option<Arc<Export>> {
+        let list = self.list();
+        let found = list.iter().find(|export| export.name.as_bytes() == name);
+        found.map(Arc::clone)
+    }
+
+    /// Chooses one. Under the lock: whoever takes an export away finds the visit.
+    pub(super) fn visit(&self, name: &[u8]) -> Option<Visit> {
+        let list = self.list();
+        let found = list.iter().find(|export| export.name.as_bytes() == name);
+        found.map(Visit::begin)
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    options: Options,
+    exports: Exports,
+    /// Clients, those included that have not chosen yet.
+    clients: AtomicU32,
+    left: WaitQueue,
+    is_stopping: AtomicBool,
+}
+
+/// A server that listens until it is stopped.
+#[derive(Debug)]
+pub struct Server {
+    inner: Arc<Inner>,
+    shards: Shards,
+    /// Shut down, it ends the listening.
+    listening: Rc<Socket>,
+}
+
+/// The clients of one shard.
+#[derive(Default)]
+struct Guests {
+    next: Cell<u64>,
+    all: RefCell<BTreeMap<u64, Guest>>,
+}
+
+struct Guest {
+    server: Arc<Inner>,
+    connection: Rc<Connection>,
+    /// Of those who have chosen.
+    export: Option<Arc<Export>>,
+}
+
+/// A place in the count of clients, until dropped.
+struct Seat(Arc<Inner>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.clients.fetch_sub(1, Ordering::AcqRel);
+        self.0.left.wake_all();
+    }
+}
+
+impl Server {
+    /// Starts to accept clients. They are spread over all shards.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is left.
+    pub fn start(shard: &Shard, listener: Listener, options: Options) -> io::Result<Self> {
+        let inner = Arc::new(Inner {
+            options,
+            exports: Exports::default(),
+            clients: AtomicU32::new(0),
+            left: WaitQueue::new(),
+            is_stopping: AtomicBool::new(false),
+        });
+        let listening = Rc::new(listener.socket()?);
+        let (server, socket, here) = (Arc::clone(&inner), Rc::clone(&listening), shard.clone());
+        shard.spawn(async move { accept_all(&here, &server, &listener, &socket).await });
+        Ok(Self {
+            inner,
+            shards: shard.set().clone(),
+            listening,
+        })
+    }
+
+    /// How clients are treated.
+    pub fn options(&self) -> Options {
+        self.inner.options
+    }
+
+    /// Whether clients can choose an export of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.inner.exports.find(name.as_bytes()).is_some()
+    }
+
+    /// Offers an export. Its name must be free.
+    pub fn add(&self, export: &Arc<Export>) {
+        self.inner.exports.list().push(Arc::clone(export));
+    }
+
+    /// Offers an export no more. Who has chosen it stays.
+    pub fn remove(&self, export: &Arc<Export>) {
+        self.inner
+            .exports
+            .list()
+            .retain(|other| !Arc::ptr_eq(other, export));
+    }
+
+    /// Takes an export away if nobody has chosen it.
+    pub fn remove_unused(&self, export: &Arc<Export>) -> bool {
+        // Under the lock: nobody chooses it in between.
+        let mut list = self.inner.exports.list();
+        let is_unused = export.clients.count() == 0;
+        if is_unused {
+            list.retain(|other| !Arc::ptr_eq(other, export));
+        }
+        is_unused
+    }
+
+    /// Cuts the connections of who has chosen an export. What is in flight ends
+    /// later: see [`super::export::Clients::gone`].
+    pub async fn cut(&self, export: &Arc<Export>) {
+        let export = Arc::clone(export);
+        self.cut_those(move |guest| {
+            let chosen = guest.export.as_ref();
+            chosen.is_some_and(|chosen| Arc::ptr_eq(chosen, &export))
+        })
+        .await;
+    }
+
+    async fn cut_those(&self, is_meant: impl Fn(&Guest) -> bool + Clone + Send + 'static) {
+        self.shards
+            .on_each(move |shard| {
+                let guests = shard.local::<Guests>();
+                for guest in guests.all.borrow().values() {
+                    if is_meant(guest) {
+                        guest.connection.shut_down();
+                    }
+                }
+                async {}
+            })
+            .await;
+    }
+
+    /// Accepts nobody any more, cuts all connections, and waits for their end.
+    pub async fn stop(self, shard: &Shard) {
+        self.inner.is_stopping.store(true, Ordering::Release);
+        self.listening.shut_down();
+        self.inner.left.wake_all();
+        let server = Arc::clone(&self.inner);
+        self.cut_those(move |guest| Arc::ptr_eq(&guest.server, &server))
+            .await;
+        let inner = &self.inner;
+        shard
+            .wait(&[&inner.left], None, || {
+                inner.clients.load(Ordering::Acquire) == 0
+            })
+            .await;
+    }
+}
+
+/// Until the server is stopped.
+async fn accept_all(shard: &Shard, server: &Arc<Inner>, listener: &Listener, socket: &Socket) {
+    let is_stopping = || server.is_stopping.load(Ordering::Acquire);
+    let mut next_shard = 0;
+    while !is_stopping() {
+        let max = server.options.max_connections;
+        shard
+            .wait(&[&server.left], None, || {
+                max == 0 || server.clients.load(Ordering::Acquire) < max || is_stopping()
+            })
+            .await;
+        match listener.accept() {
+            Ok(client) => {
+                server.clients.fetch_add(1, Ordering::AcqRel);
+                let seat = Seat(Arc::clone(server));
+                let index = next_shard % shard.set().count();
+                next_shard = index + 1;
+                drop(
+                    shard
+                        .set()
+                        .spawn_on(index, move |shard| serve(shard, client, seat)),
+                );
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if socket.readable(shard).await.is_err() {
+                    return;
+                }
+            }
+            Err(_) if is_stopping() => return,
+            Err(error) => {
+                // Somebody who hung up at once, or no descriptor left for now.
+                tracing::warn!("NBD server: no connection accepted: {error}");
+                shard.sleep_ns(RETRY_NS).await;
+            }
+        }
+    }
+}
+
+/// One client, from the greeting to the end.
+async fn serve(shard: Shard, client: OwnedFd, seat: Seat) {
+    let connection = Connection::new(&shard, client);
+    let guests = shard.local::<Guests>();
+    let number = guests.next.replace(guests.next.get() + 1);
+    let guest = Guest {
+        server: Arc::clone(&seat.0),
+        connection: Rc::clone(&connection),
+        export: None,
+    };
+    guests.all.borrow_mut().insert(number, guest);
+    // Who stops the server looks for guests after it has said so.
+    if !seat.0.is_stopping.load(Ordering::Acquire) {
+        attend(&shard, &connection, &seat.0, &guests, number).await;
+    }
+    guests.all.borrow_mut().remove(&number);
+}
+
+async fn attend(
+    shard: &Shard,
+    connection: &Rc<Connection>,
+    server: &Arc<Inner>,
+    guests: &Rc<Guests>,
+    number: u64,
+) {
+    let negotiation = shard.spawn({
+        let (connection, server) = (Rc::clone(connection), Arc::clone(server));
+        async move {
+            let mut reader = Reader::new(&connection);
+            let agreed = negotiation::negotiate(&connection, &mut reader, &server.exports).await;
+            (agreed, reader)
+        }
+    });
+    let seconds = server.options.handshake_seconds;
+    let deadline = (seconds > 0)
+        .then(|| seconds.checked_mul(1_000_000_000))
+        .flatten()
+        .and_then(|time| shard.now_ns().checked_add(time));
+    let Some((agreed, reader)) = shard.join_until(negotiation, deadline).await else {
+        tracing::info!("NBD client: no export chosen in {seconds} s");
+        connection.shut_down();
+        return;
+    };
+    match agreed {
+        Ok(agreement) => {
+            let export = Arc::clone(agreement.visit.export());
+            if let Some(guest) = guests.all.borrow_mut().get_mut(&number) {
+                guest.export = Some(Arc::clone(&export));
+            }
+            // Who takes an export away cuts its guests after that.
+            let offered = server.exports.find(export.name.as_bytes());
+            if !offered.is_some_and(|offered| Arc::ptr_eq(&offered, &export)) {
+                return;
+            }
+            session::serve(connection, reader, agreement).await;
+        }
+        Err(Refusal::Left) => {}
+        Err(Refusal::Failed(text)) => tracing::warn!("option negotiation failed: {text}"),
+    }
+}

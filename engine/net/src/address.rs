@@ -1,0 +1,238 @@
+//! Where a peer is.
+
+use std::fmt;
+use std::io;
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname, setsockopt};
+use ringback_ring::{Shard, Socket};
+
+/// Connections that the kernel takes before they are accepted.
+const BACKLOG: i32 = 128;
+/// Port of NBD, by IANA.
+pub const NBD_PORT: u16 = 10809;
+
+/// Where a stream socket listens, or what it connects to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// A socket in the file system.
+    Unix(PathBuf),
+    /// Linux's name for a socket that no file system knows.
+    Abstract(Vec<u8>),
+    /// A port of a host, by name or number.
+    Tcp {
+        /// Name or number; empty is every address of this machine.
+        host: String,
+        /// Its port.
+        port: u16,
+        /// Only IPv4 (false: only IPv6), or whatever there is.
+        is_ipv4: Option<bool>,
+    },
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Abstract(name) => write!(f, "@{}", String::from_utf8_lossy(name)),
+            Self::Tcp { host, port, .. } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port, .. } => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+/// What a host's name stands for, as far as it is wanted.
+fn resolve(host: &str, port: u16, is_ipv4: Option<bool>) -> io::Result<Vec<std::net::SocketAddr>> {
+    let all: Vec<_> = if host.is_empty() {
+        vec![
+            (std::net::Ipv6Addr::UNSPECIFIED, port).into(),
+            (std::net::Ipv4Addr::UNSPECIFIED, port).into(),
+        ]
+    } else {
+        (host, port).to_socket_addrs()?.collect()
+    };
+    let wanted: Vec<_> = all
+        .into_iter()
+        .filter(|address| is_ipv4.is_none_or(|is_ipv4| address.is_ipv4() == is_ipv4))
+        .collect();
+    if wanted.is_empty() {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrNotAvailable,
+            "no address of that kind",
+        ));
+    }
+    Ok(wanted)
+}
+
+impl Address {
+    /// Connects. May take as long as the kernel tries, or until the timeout.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel or the resolver answers.
+    pub async fn connect(&self, shard: &Shard, timeout: Option<Duration>) -> io::Result<OwnedFd> {
+        let address = self.clone();
+        shard.blocking(move || address.connect_now(timeout)).await
+    }
+
+    fn connect_now(&self, timeout: Option<Duration>) -> io::Result<OwnedFd> {
+        match self {
+            Self::Unix(path) => Ok(UnixStream::connect(path)?.into()),
+            Self::Abstract(name) => {
+                let address = SocketAddr::from_abstract_name(name)?;
+                Ok(UnixStream::connect_addr(&address)?.into())
+            }
+            Self::Tcp {
+                host,
+                port,
+                is_ipv4,
+            } => {
+                let host = if host.is_empty() { "localhost" } else { host };
+                let mut last = io::ErrorKind::AddrNotAvailable.into();
+                for address in resolve(host, *port, *is_ipv4)? {
+                    let connected = match timeout {
+                        Some(timeout) => TcpStream::connect_timeout(&address, timeout),
+                        None => TcpStream::connect(address),
+                    };
+                    match connected {
+                        Ok(stream) => {
+                            stream.set_nodelay(true)?;
+                            return Ok(stream.into());
+                        }
+                        Err(error) => last = error,
+                    }
+                }
+                Err(last)
+            }
+        }
+    }
+
+    /// Listens. A socket file that is in the way is replaced.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel or the resolver answers.
+    pub fn listen(&self) -> io::Result<Listener> {
+        match self {
+            Self::Unix(path) => {
+                match std::fs::remove_file(path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+                let listener = UnixListener::bind(path)?;
+                Listener::new(Acceptor::Unix(listener), Some(path.clone()))
+            }
+            Self::Abstract(name) => {
+                let address = SocketAddr::from_abstract_name(name)?;
+                let listener = UnixListener::bind_addr(&address)?;
+                Listener::new(Acceptor::Unix(listener), None)
+            }
+            Self::Tcp {
+                host,
+                port,
+                is_ipv4,
+            } => {
+                let listener = TcpListener::bind(&resolve(host, *port, *is_ipv4)?[..])?;
+                Listener::new(Acceptor::Tcp(listener), None)
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Acceptor {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+/// A socket that others connect to. A socket file is removed with it.
+#[derive(Debug)]
+pub struct Listener {
+    acceptor: Acceptor,
+    path: Option<PathBuf>,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            // Somebody may have taken it away already.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Listener {
+    fn new(acceptor: Acceptor, path: Option<PathBuf>) -> io::Result<Self> {
+        match &acceptor {
+            Acceptor::Unix(listener) => listener.set_nonblocking(true)?,
+            Acceptor::Tcp(listener) => listener.set_nonblocking(true)?,
+        }
+        let this = Self { acceptor, path };
+        let backlog = nix::sys::socket::Backlog::new(BACKLOG)?;
+        nix::sys::socket::listen(&this.as_fd(), backlog)?;
+        Ok(this)
+    }
+
+    /// A socket that somebody else has bound.
+    ///
+    /// # Errors
+    ///
+    /// ENOTSOCK, or what the kernel answers.
+    pub fn from_descriptor(fd: OwnedFd) -> io::Result<Self> {
+        use std::os::fd::AsRawFd;
+        let address = getsockname::<SockaddrStorage>(fd.as_raw_fd())?;
+        let acceptor = match address.family() {
+            Some(AddressFamily::Unix) => Acceptor::Unix(fd.into()),
+            _ => Acceptor::Tcp(fd.into()),
+        };
+        Self::new(acceptor, None)
+    }
+
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        match &self.acceptor {
+            Acceptor::Unix(listener) => listener.as_fd(),
+            Acceptor::Tcp(listener) => listener.as_fd(),
+        }
+    }
+
+    /// A handle by which a shard waits for connections; shutting it down ends
+    /// the waiting for good.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is left.
+    pub fn socket(&self) -> io::Result<Socket> {
+        Ok(Socket::new(self.as_fd().try_clone_to_owned()?))
+    }
+
+    /// The port that it got, if it listens at one.
+    pub fn port(&self) -> Option<u16> {
+        match &self.acceptor {
+            Acceptor::Tcp(listener) => Some(listener.local_addr().ok()?.port()),
+            Acceptor::Unix(_) => None,
+        }
+    }
+
+    /// The next connection, if one is there.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` if none is; others if there can be none now or any more.
+    pub fn accept(&self) -> io::Result<OwnedFd> {
+        match &self.acceptor {
+            Acceptor::Unix(listener) => Ok(listener.accept()?.0.into()),
+            Acceptor::Tcp(listener) => {
+                let stream = listener.accept()?.0;
+                stream.set_nodelay(true)?;
+                // A peer that has vanished is noticed one day.
+                setsockopt(&stream, nix::sys::socket::sockopt::KeepAlive, &true)?;
+                Ok(stream.into())
+            }
+        }
+    }
+}
