@@ -349,7 +349,19 @@ impl Graph {
             NodeSpec::Throttle { file, group } => self.throttle_on(file, group)?,
             NodeSpec::CopyOnRead { file } => self.copy_on_read_on(file, shard.set().count())?,
         };
+        let overlay = match &kind {
+            Kind::CopyBeforeWrite { file, target, .. } if self.reaches(target, file) => {
+                Some(target.clone())
+            }
+            _ => None,
+        };
         self.insert(shard, name, kind);
+        if let Some(overlay) = overlay {
+            // Who reads there reads beside a guest from now on.
+            let concerned = self.users_above(&overlay);
+            self.drain(&concerned).await;
+            self.resume(&concerned).await;
+        }
         if let Err(error) = self.check_permissions() {
             // What the node itself does with the one below.
             self.nodes.remove(name);
