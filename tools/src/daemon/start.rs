@@ -1,7 +1,7 @@
 //! From the command line to a process that serves.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{Read, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -392,6 +392,7 @@ fn log(verbosity: usize) {
     };
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_max_level(level)
         .with_target(false)
         .without_time()
