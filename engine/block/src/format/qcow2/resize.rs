@@ -56,10 +56,11 @@ impl Qcow2 {
         size: u64,
         preallocation: Preallocation,
     ) -> Result<(), ResizeError> {
-        match size {
-            0..=DISK_BYTES_MAX => {}
-            0..=DISK_SIZE_MAX => return Err(ResizeError::TooLarge(size)),
-            _ => return Err(ResizeError::Negative),
+        if size > DISK_SIZE_MAX {
+            return Err(ResizeError::Negative);
+        }
+        if size > DISK_BYTES_MAX {
+            return Err(ResizeError::TooLarge(size));
         }
         self.check_writable().map_err(ResizeError::Image)?;
         if !size.is_multiple_of(SECTOR) {
