@@ -105,6 +105,11 @@ async fn create(
 
 /// Makes both; answers where they are.
 fn both(shards: &Shards, scratch: &Scratch, options: &CreateOptions) -> (PathBuf, PathBuf) {
+    // New files: a program that is being started elsewhere in this process may still
+    // hold the locks of what was open when it began.
+    for name in ["theirs", "ours"] {
+        let _ = std::fs::remove_dir_all(scratch.join(name));
+    }
     let (theirs, ours) = (scratch.directory("theirs"), scratch.directory("ours"));
     qemu_creates(&theirs, options).unwrap_or_else(|error| panic!("{options:?}: {error}"));
     let (place, wanted) = (ours.clone(), options.clone());
