@@ -145,6 +145,13 @@ impl Connection {
         self.shut_down();
     }
 
+    /// The socket below TLS.
+    #[cfg(test)]
+    pub(crate) fn raw(&self) -> std::os::unix::net::UnixStream {
+        let socket = self.socket.as_fd().try_clone_to_owned();
+        socket.expect("a descriptor is left").into()
+    }
+
     /// Ends the stream in both directions, at once.
     pub fn shut_down(&self) {
         self.socket.shut_down();
