@@ -141,7 +141,7 @@ impl Control {
             }
             ObjectKind::AuthzListFile(_) => {
                 return Err(generic(
-                    "ringback has no objects of the type 'authz-list-file': give the rules to an \
+                    "ringback has no objects of the type 'authz-listfile': give the rules to an \
                      'authz-list'",
                 ));
             }

@@ -309,23 +309,31 @@ impl Stream {
         }
     }
 
+    /// Encrypts a part of the batch. Small parts share records.
     fn encrypt(&self, batch: &mut Batch) -> IoResult<()> {
-        let mut session = self.session.borrow_mut();
         let mut room = SENT_BYTES;
-        while room > 0 {
-            let Some(part) = batch.parts().next() else {
-                return Ok(());
-            };
+        let mut parts = Vec::new();
+        for part in batch.parts() {
             let part = &part[..part.len().min(room)];
-            // Nothing is taken any more by a session that has said farewell.
-            let taken = session.writer().write(part).unwrap_or(0);
-            if taken == 0 {
-                return Err(Errno::EPIPE);
+            parts.push(IoSlice::new(part));
+            room -= part.len();
+            if room == 0 {
+                break;
             }
-            batch.advance(taken);
-            room -= taken;
         }
-        Ok(())
+        if parts.is_empty() {
+            return Ok(());
+        }
+        let mut session = self.session.borrow_mut();
+        // Nothing is taken any more by a session that has said farewell.
+        match session.writer().write_vectored(&parts) {
+            Ok(taken) if taken > 0 => {
+                drop(parts);
+                batch.advance(taken);
+                Ok(())
+            }
+            _ => Err(Errno::EPIPE),
+        }
     }
 
     fn take_records(&self, records: &mut Batch) {
