@@ -172,7 +172,7 @@ impl ServerCredentials {
                     // Of an authority between, for which there is no list.
                     .allow_unknown_revocation_status()
                     .build()
-                    .map_err(|error| files.bad_revocations(error))?;
+                    .map_err(|error| files.bad_revocations(&error))?;
             builder.with_client_cert_verifier(verifier)
         } else {
             builder.with_no_client_auth()
@@ -227,7 +227,7 @@ impl ClientCredentials {
                     .with_crls(revocations)
                     .allow_unknown_revocation_status()
                     .build()
-                    .map_err(|error| files.bad_revocations(error))?;
+                    .map_err(|error| files.bad_revocations(&error))?;
             builder.with_webpki_verifier(verifier)
         } else {
             let anyone = Arc::new(Anyone::new(&provider));
@@ -313,7 +313,7 @@ impl<'a> Files<'a> {
         }
     }
 
-    fn bad_revocations(&self, reason: impl ToString) -> CredentialsError {
+    fn bad_revocations(&self, reason: &dyn std::fmt::Display) -> CredentialsError {
         CredentialsError::Revocations {
             path: self.path("ca-crl.pem"),
             reason: reason.to_string(),
@@ -354,9 +354,9 @@ impl<'a> Files<'a> {
         }
         let bytes = read(&path)?;
         let all: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&bytes).collect();
-        let all = all.map_err(|error| self.bad_revocations(error))?;
+        let all = all.map_err(|error| self.bad_revocations(&error))?;
         if all.is_empty() {
-            return Err(self.bad_revocations("no list in PEM is in it"));
+            return Err(self.bad_revocations(&"no list in PEM is in it"));
         }
         Ok(all)
     }
