@@ -57,6 +57,8 @@ struct Received {
     /// Missing only while it is being received into.
     buf: Option<Buf>,
     filled: Range<usize>,
+    /// What the session found wrong, behind all that can still be read from it.
+    error: Option<rustls::Error>,
 }
 
 /// What became of a part of the encrypted stream.
@@ -65,7 +67,8 @@ enum Decrypted {
     Enough,
     /// So many bytes; for more, more must be received.
     Hungry(usize),
-    /// So many bytes, and there will be no more.
+    /// So many bytes, and there will be no more: the end, or an error if one asks
+    /// again.
     End(usize),
 }
 
@@ -133,6 +136,7 @@ impl Stream {
             received: RefCell::new(Received {
                 buf: Some(buf),
                 filled: 0..ahead.len(),
+                error: None,
             }),
             is_taken: Cell::new(false),
             given_back: LocalQueue::new(),
@@ -156,11 +160,14 @@ impl Stream {
             if self.received.borrow().filled.is_empty() && self.receive_more().await? == 0 {
                 return Err(TlsError::Ended);
             }
-            let fed = self
-                .received
-                .borrow_mut()
-                .feed(&mut self.session.borrow_mut());
-            if let Err(error) = fed {
+            let failed = {
+                let (mut received, mut session) =
+                    (self.received.borrow_mut(), self.session.borrow_mut());
+                received.feed(&mut session);
+                // What breaks after the handshake is found by who receives.
+                session.is_handshaking().then(|| received.error.clone())
+            };
+            if let Some(error) = failed.flatten() {
                 // The peer shall know why; it may be gone.
                 let _ = self.flush().await;
                 return Err(TlsError::of(&error, name));
@@ -232,10 +239,16 @@ impl Stream {
             if count == place.len() {
                 return Ok(Decrypted::Enough);
             }
+            match &received.error {
+                // What came whole before it is handed out first.
+                Some(_) if count > 0 => return Ok(Decrypted::End(count)),
+                Some(error) => return Err(error.clone()),
+                None => {}
+            }
             if received.filled.is_empty() {
                 return Ok(Decrypted::Hungry(count));
             }
-            received.feed(&mut session)?;
+            received.feed(&mut session);
         }
     }
 
@@ -347,7 +360,14 @@ impl Stream {
 
 impl Received {
     /// Gives the session a part.
-    fn feed(&mut self, session: &mut rustls::Connection) -> Result<(), rustls::Error> {
+    fn feed(&mut self, session: &mut rustls::Connection) {
+        if let Err(error) = self.try_feed(session) {
+            self.filled = 0..0;
+            self.error = Some(error);
+        }
+    }
+
+    fn try_feed(&mut self, session: &mut rustls::Connection) -> Result<(), rustls::Error> {
         let Some(buf) = &self.buf else {
             return Ok(());
         };
