@@ -12,9 +12,11 @@
 //! | `hostile` | what must hold for any bytes at all |
 //! | `image` | raw images: making, changing, comparing |
 //! | `qmp` | daemons and their monitors |
+//! | `certificates` | authorities and certificates of one test |
 //! | `report` | the report of `ringback bench --json` |
 
 pub mod binary;
+pub mod certificates;
 pub mod device;
 pub mod hostile;
 pub mod image;

@@ -81,19 +81,13 @@ impl Control {
         if self.exports.server.is_some() {
             return Err(ArgumentError::ServerRunning.into());
         }
-        if let Some(id) = &server.tls_creds {
-            let error = match self.objects.contains(id) {
-                true => ArgumentError::NotCredentials { id: id.clone() },
-                false => ArgumentError::NoCredentials { id: id.clone() },
-            };
-            return Err(error.into());
-        }
+        let tls = self.server_tls(server)?;
         let listener = listen(&server.address)?;
         let options = Options {
             max_connections: server.max_connections,
             handshake_seconds: server.handshake_max_seconds.into(),
         };
-        let server = Server::start(&self.shard, listener, options)
+        let server = Server::start(&self.shard, listener, options, tls)
             .map_err(|error| generic(error.to_string()))?;
         self.exports.server = Some(server);
         Ok(())

@@ -1,18 +1,22 @@
-//! Objects that others refer to by an id: groups of limits, threads, secrets; and
-//! the tree of names in which they and the devices are found.
+//! Objects that others refer to by an id: groups of limits, threads, secrets,
+//! credentials, lists of who may come in; and the tree of names in which they and
+//! the devices are found.
 //!
 //! A thread is a name for one of the shards that run anyway. What is said about
 //! how it should wait is kept and shown, and changes nothing.
 
+mod tls;
 mod tree;
 
 use std::io::Read;
 
 use ringback_block::graph::GraphError;
+use ringback_net::{AccessList, AccessLists};
 use ringback_qmp_shim::command::{StrOrNull, XBlockdevSetIothread};
 use ringback_qmp_shim::command_error::CommandError;
 use ringback_qmp_shim::command_line::object::{
-    IothreadOptions, SecretFormat, SecretOptions, SecretSource,
+    AuthzListOptions, AuthzSimpleOptions, IothreadOptions, SecretFormat, SecretOptions,
+    SecretSource,
 };
 use ringback_qmp_shim::command_line::{ArgumentError, ObjectKind, ObjectOptions};
 use ringback_qmp_shim::throttle_group;
@@ -34,6 +38,8 @@ const POOL_MAX: i64 = 64;
 #[derive(Default)]
 pub(super) struct Objects {
     all: Vec<(String, Object)>,
+    /// What those come to that are lists; servers look there.
+    access_lists: AccessLists,
 }
 
 enum Object {
@@ -41,6 +47,9 @@ enum Object {
     ThrottleGroup(throttle_group::Limits),
     Iothread(Iothread),
     Secret(Secret),
+    TlsCreds(tls::TlsCreds),
+    AuthzList(AuthzListOptions),
+    AuthzSimple(AuthzSimpleOptions),
 }
 
 /// A name for a shard.
@@ -80,11 +89,6 @@ impl Objects {
         })
     }
 
-    /// Whether there is an object of this name.
-    pub(super) fn contains(&self, id: &str) -> bool {
-        self.get(id).is_some()
-    }
-
     /// The thread of a name.
     pub(super) fn iothread(&self, id: &str) -> Option<&Iothread> {
         let mut threads = self.iothreads();
@@ -122,13 +126,23 @@ impl Control {
             }
             ObjectKind::Iothread(options) => Object::Iothread(self.make_iothread(*options).await?),
             ObjectKind::Secret(options) => Object::Secret(self.make_secret(options).await?),
-            ObjectKind::TlsCreds(_)
-            | ObjectKind::AuthzList(_)
-            | ObjectKind::AuthzListFile(_)
-            | ObjectKind::AuthzSimple(_) => {
+            ObjectKind::TlsCreds(options) => {
+                Object::TlsCreds(self.make_credentials(options).await?)
+            }
+            ObjectKind::AuthzList(options) => {
+                let list = tls::access_list(options);
+                self.objects.access_lists.insert(id, list);
+                Object::AuthzList(options.clone())
+            }
+            ObjectKind::AuthzSimple(options) => {
+                let list = AccessList::only(&options.identity);
+                self.objects.access_lists.insert(id, list);
+                Object::AuthzSimple(options.clone())
+            }
+            ObjectKind::AuthzListFile(_) => {
                 return Err(generic(
-                    "ringback supports only objects of the types 'throttle-group', 'iothread' and \
-                     'secret' so far",
+                    "ringback has no objects of the type 'authz-listfile': give the rules to an \
+                     'authz-list'",
                 ));
             }
         };
@@ -179,7 +193,10 @@ impl Control {
                     .remove_throttle_group(id)
                     .map_err(|error: GraphError| generic(error.to_string()))?;
             }
-            Some(Object::Iothread(_) | Object::Secret(_)) => {}
+            Some(Object::AuthzList(_) | Object::AuthzSimple(_)) => {
+                self.objects.access_lists.remove(id);
+            }
+            Some(Object::Iothread(_) | Object::Secret(_) | Object::TlsCreds(_)) => {}
         }
         self.objects.all.retain(|(known, _)| known != id);
         Ok(json!({}))

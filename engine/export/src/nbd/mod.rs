@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`export`] | a disk under a name, with what clients may ask about it |
 //! | [`server`] | what listens, and how many clients there may be |
+//! | [`tls`] | TLS, and who may come in |
 //! | `negotiation` | from the greeting to the choice of an export |
 //! | `context` | what can be asked about ranges of a disk |
 //! | `session` | a client's requests, many at once |
@@ -31,6 +32,8 @@ mod request;
 pub mod server;
 mod session;
 mod status;
+pub mod tls;
 
 pub use export::{Export, ExportedBitmap};
 pub use server::{Options, Server};
+pub use tls::{Authorization, Tls};

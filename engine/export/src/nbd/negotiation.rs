@@ -18,6 +18,7 @@ use super::export::{Export, Visit};
 use super::reply::Headers;
 use super::server::Exports;
 use super::session::Agreement;
+use super::tls::Tls;
 
 /// Names are shown up to here.
 const SHOWN_MAX: usize = 80;
@@ -68,6 +69,8 @@ pub(super) struct Negotiation<'a> {
     connection: &'a Rc<Connection>,
     reader: &'a mut Reader,
     exports: &'a Exports,
+    /// What the client must do before anything else.
+    tls: Option<&'a Tls>,
     headers: Headers,
     no_zeroes: bool,
     /// What was chosen last, of which export.
@@ -169,6 +172,7 @@ pub(super) async fn negotiate(
     connection: &Rc<Connection>,
     reader: &mut Reader,
     exports: &Exports,
+    tls: Option<&Tls>,
 ) -> Result<Agreement, Refusal> {
     let mut greeting = Batch::default();
     greeting.push_bytes(&GREETING_MAGIC.to_be_bytes());
@@ -193,6 +197,7 @@ pub(super) async fn negotiate(
         connection,
         reader,
         exports,
+        tls,
         headers: Headers::Simple,
         no_zeroes: flags & no_zeroes != 0,
         contexts: None,
@@ -239,6 +244,14 @@ impl Negotiation<'_> {
             let text = format!("len ({len}) is larger than max len ({PAYLOAD_MAX})");
             return Err(Refusal::Failed(text));
         }
+        if let Some(tls) = self.tls
+            && !self.connection.is_tls()
+        {
+            return self
+                .demand_tls(tls, kind, len, is_fixed)
+                .await
+                .map(|()| None);
+        }
         if !is_fixed && kind != option::EXPORT_NAME {
             let name = option_name(kind);
             return Err(Refusal::Failed(format!(
@@ -250,6 +263,7 @@ impl Negotiation<'_> {
             option::ABORT => {
                 // It may be gone already.
                 let _ = self.answer(kind, answer::ACK, &[]).await;
+                self.connection.finish().await;
                 return Err(Refusal::Left);
             }
             _ => {}
@@ -274,6 +288,48 @@ impl Negotiation<'_> {
         push_answer(&mut batch, kind, last.0, &[last.1.as_bytes()]);
         self.connection.send(batch).await?;
         Ok(visit)
+    }
+
+    /// Answers one option of a client that must start TLS first. Nothing that it
+    /// says before counts, for anybody on the way may have said it.
+    async fn demand_tls(
+        &mut self,
+        tls: &Tls,
+        kind: u32,
+        len: u32,
+        is_fixed: bool,
+    ) -> Result<(), Refusal> {
+        if !is_fixed {
+            return Err(Refusal::Failed(format!("Unsupported option {kind:#x}")));
+        }
+        let not_permitted = format!("Option {kind:#x} not permitted before TLS");
+        if kind == option::EXPORT_NAME {
+            return Err(Refusal::Failed(not_permitted));
+        }
+        if kind == option::STARTTLS && len == 0 {
+            self.answer(kind, answer::ACK, &[]).await?;
+            let started = tls.start(self.connection, self.reader).await;
+            return started.map_err(Refusal::Failed);
+        }
+        if kind == option::STARTTLS {
+            // Where TLS should begin is anybody's guess.
+            let text = "option 'starttls' has unexpected length";
+            let _ = self
+                .answer(kind, answer::ERR_INVALID, &[text.as_bytes()])
+                .await;
+            return Err(Refusal::Failed(text.into()));
+        }
+        let required = answer::ERR_TLS_REQD;
+        if kind == option::ABORT {
+            let _ = self
+                .answer(kind, required, &[not_permitted.as_bytes()])
+                .await;
+            return Err(Refusal::Left);
+        }
+        self.reader.skip(len.into()).await?;
+        self.answer(kind, required, &[not_permitted.as_bytes()])
+            .await?;
+        Ok(())
     }
 
     async fn answer(&self, option: u32, kind: u32, parts: &[&[u8]]) -> Result<(), Errno> {
@@ -333,7 +389,10 @@ impl Negotiation<'_> {
             }
             option::STARTTLS => {
                 payload.end()?;
-                deny(answer::ERR_POLICY, "TLS not configured")
+                match self.tls {
+                    Some(_) => invalid("TLS already enabled"),
+                    None => deny(answer::ERR_POLICY, "TLS not configured"),
+                }
             }
             option::INFO | option::GO => self.choose(kind, payload, batch),
             option::STRUCTURED_REPLY => {

@@ -14,6 +14,7 @@ use ringback_ring::{Shard, Shards, Socket, WaitQueue};
 use super::export::{Export, Visit};
 use super::negotiation::{self, Refusal};
 use super::session;
+use super::tls::Tls;
 
 /// A failure to accept that may pass: how long to wait for it.
 const RETRY_NS: u64 = 100_000_000;
@@ -61,6 +62,7 @@ impl Exports {
 #[derive(Debug)]
 struct Inner {
     options: Options,
+    tls: Option<Tls>,
     exports: Exports,
     /// Clients, those included that have not chosen yet.
     clients: AtomicU32,
@@ -102,14 +104,21 @@ impl Drop for Seat {
 }
 
 impl Server {
-    /// Starts to accept clients. They are spread over all shards.
+    /// Starts to accept clients; with `tls`, only under TLS. They are spread over
+    /// all shards.
     ///
     /// # Errors
     ///
     /// No descriptor is left.
-    pub fn start(shard: &Shard, listener: Listener, options: Options) -> io::Result<Self> {
+    pub fn start(
+        shard: &Shard,
+        listener: Listener,
+        options: Options,
+        tls: Option<Tls>,
+    ) -> io::Result<Self> {
         let inner = Arc::new(Inner {
             options,
+            tls,
             exports: Exports::default(),
             clients: AtomicU32::new(0),
             left: WaitQueue::new(),
@@ -268,7 +277,8 @@ async fn attend(
         let (connection, server) = (Rc::clone(connection), Arc::clone(server));
         async move {
             let mut reader = Reader::new(&connection);
-            let agreed = negotiation::negotiate(&connection, &mut reader, &server.exports).await;
+            let (exports, tls) = (&server.exports, server.tls.as_ref());
+            let agreed = negotiation::negotiate(&connection, &mut reader, exports, tls).await;
             (agreed, reader)
         }
     });

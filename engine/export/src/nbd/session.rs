@@ -79,7 +79,7 @@ pub(super) async fn serve(connection: &Rc<Connection>, mut reader: Reader, agree
     session.outbox.answered().await;
     session.outbox.close();
     sending.join().await;
-    session.connection.shut_down();
+    session.connection.finish().await;
 }
 
 impl Session {

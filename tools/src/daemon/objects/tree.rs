@@ -26,7 +26,7 @@ const MACHINE: &str = "/machine";
 const PERIPHERAL: &str = "/machine/peripheral";
 
 /// Types, each with what it is a kind of, and whether it has objects of its own.
-const TYPES: [(&str, Option<&str>, bool); 14] = [
+const TYPES: [(&str, Option<&str>, bool); 19] = [
     ("object", None, false),
     ("interface", None, false),
     ("user-creatable", Some("interface"), false),
@@ -36,6 +36,11 @@ const TYPES: [(&str, Option<&str>, bool); 14] = [
     ("secret_common", Some("object"), false),
     ("secret", Some("secret_common"), true),
     ("throttle-group", Some("object"), true),
+    ("tls-creds", Some("object"), false),
+    ("tls-creds-x509", Some("tls-creds"), true),
+    ("authz", Some("object"), false),
+    ("authz-list", Some("authz"), true),
+    ("authz-simple", Some("authz"), true),
     ("chardev", Some("object"), false),
     ("chardev-fd", Some("chardev"), false),
     ("chardev-socket", Some("chardev"), true),
@@ -44,7 +49,14 @@ const TYPES: [(&str, Option<&str>, bool); 14] = [
 ];
 
 /// Those that `object-add` makes.
-const CREATABLE: [&str; 3] = ["iothread", "secret", "throttle-group"];
+const CREATABLE: [&str; 6] = [
+    "iothread",
+    "secret",
+    "throttle-group",
+    "tls-creds-x509",
+    "authz-list",
+    "authz-simple",
+];
 
 /// The types that are kinds of another one.
 pub(in crate::daemon) fn list_types(implements: Option<&str>, with_abstract: bool) -> Value {
@@ -238,6 +250,9 @@ impl Control {
             }
             Object::Iothread(thread) => thread.set(property, value)?,
             Object::Secret(secret) => secret.set(property, value)?,
+            Object::TlsCreds(_) | Object::AuthzList(_) | Object::AuthzSimple(_) => {
+                return Err(generic("Property cannot be set after initialization"));
+            }
         }
         Ok(json!({}))
     }
@@ -263,6 +278,9 @@ impl Object {
             Self::ThrottleGroup(_) => "throttle-group",
             Self::Iothread(_) => "iothread",
             Self::Secret(_) => "secret",
+            Self::TlsCreds(_) => "tls-creds-x509",
+            Self::AuthzList(_) => "authz-list",
+            Self::AuthzSimple(_) => "authz-simple",
         }
     }
 
@@ -303,6 +321,11 @@ impl Object {
             ]
             .map(|(name, kind, value)| (name.to_owned(), kind, value.into()))
             .into(),
+            Self::TlsCreds(creds) => creds.properties(),
+            Self::AuthzList(list) => super::tls::list_properties(list),
+            Self::AuthzSimple(one) => {
+                vec![("identity".into(), "string", one.identity.as_str().into())]
+            }
         }
     }
 }
@@ -371,7 +394,7 @@ mod tests {
             json!([{ "name": "iothread", "parent": "event-loop-base" }])
         );
         let creatable = list_types(Some("user-creatable"), false);
-        assert_eq!(names(&creatable), ["iothread", "secret", "throttle-group"]);
+        assert_eq!(names(&creatable), CREATABLE);
         let loops = list_types(Some("event-loop-base"), true);
         assert_eq!(names(&loops), ["event-loop-base", "iothread"]);
         assert_eq!(loops[0]["abstract"], true);

@@ -1,0 +1,7 @@
+//! The NBD server of `ringback daemon` under TLS: what `qemu-img` and libnbd's
+//! programs make of it, and what somebody between them could try.
+
+mod clients;
+mod objects;
+mod place;
+mod wire;
