@@ -16,6 +16,9 @@ pub enum ResizeError {
     /// A device cannot become longer.
     #[error("Cannot grow device files")]
     Device,
+    /// An export of a server cannot become longer.
+    #[error("Cannot grow NBD nodes")]
+    Export,
     /// A file has no tables that could be made.
     #[error("Unsupported preallocation mode: {}", .0.name())]
     Mode(Preallocation),
@@ -65,6 +68,7 @@ impl ResizeError {
                 Errno::EOPNOTSUPP
             }
             Self::Device
+            | Self::Export
             | Self::NotSectors
             | Self::PreallocatedShrink
             | Self::PreallocatedImageShrink => Errno::EINVAL,

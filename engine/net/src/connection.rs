@@ -45,6 +45,12 @@ impl Connection {
         self.socket.send(&self.shard, batch).await
     }
 
+    /// Sends all of it, or as much as goes. Answers the batch in any case, for the
+    /// buffers that were lent to it.
+    pub async fn send_lent(&self, batch: Batch) -> (IoResult<()>, Batch) {
+        self.socket.send_lent(&self.shard, batch).await
+    }
+
     /// Ends the stream in both directions, at once.
     pub fn shut_down(&self) {
         self.socket.shut_down();
