@@ -155,11 +155,7 @@ impl Lane {
             if let End::Violation(_) = end {
                 self.shared.kill();
             }
-            let mut waiting = self.waiting.borrow_mut();
-            for call in unfinished.into_iter().rev() {
-                waiting.push_front(call);
-            }
-            drop(waiting);
+            self.take_back(unfinished);
             if !self.is_owner || self.shared.is_dead() || self.is_closing.get() {
                 break;
             }
@@ -175,6 +171,14 @@ impl Lane {
         self.end_waiting(self.last_word());
         self.shared.forget_lane(&self.shard, &self);
         self.closing.wake_all();
+    }
+
+    /// What has not been answered comes before what has not been sent.
+    fn take_back(&self, unfinished: Vec<Rc<Call>>) {
+        let mut waiting = self.waiting.borrow_mut();
+        for call in unfinished.into_iter().rev() {
+            waiting.push_front(call);
+        }
     }
 
     fn tell_of(&self, end: &End) {
