@@ -107,7 +107,7 @@ impl Graph {
                 read: true,
                 write: false,
                 alone_writing: !fills,
-                resize: false,
+                ..Access::default()
             };
             let mut claim = Claim::of_user(name, &label, access);
             if fills {

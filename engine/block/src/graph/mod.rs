@@ -611,6 +611,15 @@ impl Graph {
         Ok(result?)
     }
 
+    /// Says whether an export holds a bitmap, which nobody else may then change.
+    ///
+    /// # Errors
+    ///
+    /// [`GraphError::NotFound`], or no such bitmap.
+    pub fn hold_bitmap(&mut self, node: &str, name: &str, is_held: bool) -> Result<(), GraphError> {
+        Ok(self.node_mut(node)?.bitmaps.set_busy(name, is_held)?)
+    }
+
     /// The bitmaps of a node where a command names one.
     fn named_bitmaps(&self, name: &str) -> Result<&NodeBitmaps, GraphError> {
         let node = self.nodes.get(name);
@@ -699,13 +708,14 @@ impl Graph {
             }
             | Kind::Qcow2 {
                 writable: false, ..
-            }
-            | Kind::SnapshotAccess { .. } => Err(GraphError::ReadOnly),
+            } => Err(GraphError::ReadOnly),
             // Its last, partial unit could only be written by growing it.
             Kind::Protocol {
                 file: Some(file), ..
             } if !is_whole(file.geometry()) => Err(GraphError::Unaligned(name.into())),
             Kind::Protocol { .. } | Kind::Qcow2 { writable: true, .. } => Ok(()),
+            // Only discards go there, which drop what was saved.
+            Kind::SnapshotAccess { .. } => Ok(()),
             Kind::Raw { file, .. }
             | Kind::CopyBeforeWrite { file, .. }
             | Kind::Throttle { file, .. }
