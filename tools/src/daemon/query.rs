@@ -228,7 +228,7 @@ impl Look<'_> {
     fn cluster_size(&self, name: &str) -> Option<u64> {
         match self.control.nodes.get(name)?.driver {
             "null-co" | "snapshot-access" => None,
-            "file" | "host_device" => Some(0),
+            "file" | "host_device" | "nbd" => Some(0),
             "qcow2" => self.control.graph.cluster_size(name).ok(),
             _ => self.cluster_size(self.control.child(name, &["file", "image"])?),
         }
@@ -239,8 +239,8 @@ impl Look<'_> {
         let control = self.control;
         match control.nodes.get(name)?.driver {
             "null-co" => Some(0),
-            // QEMU takes it for a protocol which cannot tell.
-            "blkdebug" => None,
+            // Neither can tell; QEMU takes the first for a protocol.
+            "blkdebug" | "nbd" => None,
             "file" | "host_device" => control
                 .graph
                 .file(name)

@@ -139,9 +139,14 @@ pub(super) async fn negotiate_on(
 
 fn connect_error(address: &Address, error: &io::Error) -> NbdError {
     let text = error.to_string();
+    // QEMU puts no brackets around the colons of a host.
+    let address = match address {
+        Address::Tcp { host, port, .. } => format!("{host}:{port}"),
+        other => other.to_string(),
+    };
     if let Some(reason) = text.strip_prefix(RESOLVER_PREFIX) {
         return NbdError::Resolve {
-            address: address.to_string(),
+            address,
             reason: reason.to_owned(),
         };
     }
@@ -149,10 +154,7 @@ fn connect_error(address: &Address, error: &io::Error) -> NbdError {
         Some(end) => text[..end].to_owned(),
         None => text,
     };
-    NbdError::Connect {
-        address: address.to_string(),
-        reason,
-    }
+    NbdError::Connect { address, reason }
 }
 
 /// The result of some work, or none if time runs out first: then the work is
