@@ -227,8 +227,8 @@ impl Look<'_> {
     /// the driver has nothing to say of itself.
     fn cluster_size(&self, name: &str) -> Option<u64> {
         match self.control.nodes.get(name)?.driver {
-            "null-co" | "snapshot-access" => None,
-            "file" | "host_device" | "nbd" => Some(0),
+            "null-co" | "nbd" | "snapshot-access" => None,
+            "file" | "host_device" => Some(0),
             "qcow2" => self.control.graph.cluster_size(name).ok(),
             _ => self.cluster_size(self.control.child(name, &["file", "image"])?),
         }

@@ -69,9 +69,12 @@ pub(super) fn push_request(batch: &mut Batch, headers: Headers, request: &Reques
     }
 }
 
-/// Pauses between attempts: 1, 2, 4, 8, 16, 16... seconds.
-pub(super) fn pauses_ns() -> impl Iterator<Item = u64> {
-    std::iter::successors(Some(SECOND_NS), |pause| Some((pause * 2).min(PAUSE_MAX_NS)))
+/// The pause after so many earlier pauses: 1, 2, 4, 8, 16, 16... seconds.
+pub(super) fn pause_ns(earlier: usize) -> u64 {
+    match earlier {
+        0..4 => SECOND_NS << earlier,
+        _ => PAUSE_MAX_NS,
+    }
 }
 
 /// Connects and negotiates, once.
@@ -104,21 +107,20 @@ pub(super) async fn attempts(
 ) -> Result<Connected, NbdError> {
     let deadline_ns = shard.now_ns().saturating_add(limit_ns);
     let mut reason = NbdError::Timeout;
-    let mut pauses = pauses_ns();
-    loop {
+    for earlier in 0.. {
         let left_ns = deadline_ns.saturating_sub(shard.now_ns());
         match attempt(shard, server, left_ns).await {
             Ok(connected) => return Ok(connected),
             Err(NbdError::Timeout) => {}
             Err(error) => reason = error,
         }
-        let pause_ns = pauses.next().unwrap_or(PAUSE_MAX_NS);
-        let next_ns = shard.now_ns().saturating_add(pause_ns);
+        let next_ns = shard.now_ns().saturating_add(pause_ns(earlier));
         shard.sleep_until(next_ns.min(deadline_ns)).await;
         if shard.now_ns() >= deadline_ns {
-            return Err(reason);
+            break;
         }
     }
+    Err(reason)
 }
 
 /// Negotiates on a connected socket.
@@ -175,7 +177,9 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_sixteen_seconds() {
-        let seconds: Vec<u64> = pauses_ns().take(6).map(|pause| pause / SECOND_NS).collect();
+        let seconds: Vec<u64> = (0..6)
+            .map(|earlier| pause_ns(earlier) / SECOND_NS)
+            .collect();
         assert_eq!(seconds, [1, 2, 4, 8, 16, 16]);
     }
 }

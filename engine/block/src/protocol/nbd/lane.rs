@@ -6,7 +6,9 @@
 //! given (`reconnect-delay`) requests wait, and those that were in flight are sent
 //! once more: each of them may be repeated without harm. After that time, or
 //! without one, requests fail at once until the server is back. What comes back
-//! must be the same export as far as anybody here relies on it.
+//! must be the same export as far as anybody here relies on it. A server that
+//! comes back and goes again before it has answered anything has not been back: the
+//! pauses grow and the time runs on.
 //!
 //! Another shard's lane ends with its connection: its requests go the owner's way.
 //!
@@ -17,12 +19,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::task::Poll;
 
 use ringback_ring::{Buf, Errno, LocalQueue, Shard, WaitQueue};
 
 use super::call::{Answer, Call, Failure};
 use super::client::Shared;
-use super::connect::{ATTEMPT_NS, Connected, SECOND_NS, attempt, pauses_ns};
+use super::connect::{ATTEMPT_NS, Connected, SECOND_NS, attempt, pause_ns};
 use super::error::NbdError;
 use super::session::{End, transmit};
 use super::wire::Request;
@@ -31,6 +34,27 @@ use super::wire::Request;
 const LEAVE_NS: u64 = SECOND_NS;
 /// After a connection for another shard could not be made, so long none is tried.
 const OTHERS_PAUSE_NS: u64 = 30 * SECOND_NS;
+
+/// A connection that has lasted so long is a new beginning.
+const SETTLED_NS: u64 = 16 * SECOND_NS;
+
+/// Pauses before attempts. The first attempt comes at once: most servers that go
+/// are restarted.
+#[derive(Debug, Default)]
+struct Pauses {
+    attempts: usize,
+}
+
+impl Pauses {
+    fn next_ns(&mut self) -> u64 {
+        let attempts = self.attempts;
+        self.attempts += 1;
+        match attempts.checked_sub(1) {
+            None => 0,
+            Some(earlier) => pause_ns(earlier),
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -50,8 +74,10 @@ pub(super) struct Lane {
     shared: Arc<Shared>,
     is_owner: bool,
     phase: Cell<Phase>,
-    /// Connections that have broken.
-    outages: Cell<u64>,
+    /// When requests give up waiting, in the shard's time.
+    patience_ns: Cell<u64>,
+    /// The present connection has been of use, or has lasted.
+    is_settled: Cell<bool>,
     waiting: RefCell<VecDeque<Rc<Call>>>,
     /// Something for the sender.
     bell: LocalQueue,
@@ -75,7 +101,8 @@ impl Lane {
             shared: Arc::clone(shared),
             is_owner,
             phase: Cell::new(Phase::Up),
-            outages: Cell::new(0),
+            patience_ns: Cell::new(0),
+            is_settled: Cell::new(true),
             waiting: RefCell::default(),
             bell: LocalQueue::new(),
             is_closing: Cell::new(false),
@@ -148,7 +175,9 @@ impl Lane {
     }
 
     async fn run(self: Rc<Self>, mut connected: Connected) {
+        let mut pauses = Pauses::default();
         loop {
+            let begin_ns = self.shard.now_ns();
             *self.hang_up.borrow_mut() = Some(Rc::downgrade(&connected.connection));
             let (end, unfinished) = transmit(&self, connected).await;
             self.tell_of(&end);
@@ -159,8 +188,14 @@ impl Lane {
             if !self.is_owner || self.shared.is_dead() || self.is_closing.get() {
                 break;
             }
-            self.begin_outage();
-            match self.connect_again().await {
+            if self.is_settled.get() || self.shard.now_ns() - begin_ns >= SETTLED_NS {
+                pauses = Pauses::default();
+                self.begin_outage();
+            } else {
+                self.go_on_with_outage();
+            }
+            self.is_settled.set(false);
+            match self.connect_again(&mut pauses).await {
                 Some(again) => connected = again,
                 None => break,
             }
@@ -192,27 +227,38 @@ impl Lane {
         }
     }
 
+    /// The server has answered something.
+    pub(super) fn settle(&self) {
+        self.is_settled.set(true);
+    }
+
     /// Requests wait from here on, but not for ever.
     fn begin_outage(self: &Rc<Self>) {
-        self.shared.set_down();
-        self.outages.set(self.outages.get() + 1);
-        let delay_ns = self.shared.reconnect_delay_ns;
-        if delay_ns == 0 {
-            self.give_up();
+        let patience_ns = self.shard.now_ns() + self.shared.reconnect_delay_ns;
+        self.patience_ns.set(patience_ns);
+        self.go_on_with_outage();
+        if self.phase.get() != Phase::Waiting {
             return;
         }
-        self.phase.set(Phase::Waiting);
-        let (lane, outage) = (Rc::downgrade(self), self.outages.get());
-        let shard = self.shard.clone();
+        let (lane, shard) = (Rc::downgrade(self), self.shard.clone());
         self.shard.spawn(async move {
-            shard.sleep_ns(delay_ns).await;
+            shard.sleep_until(patience_ns).await;
             if let Some(lane) = lane.upgrade()
-                && lane.outages.get() == outage
+                && lane.patience_ns.get() == patience_ns
                 && lane.phase.get() == Phase::Waiting
             {
                 lane.give_up();
             }
         });
+    }
+
+    fn go_on_with_outage(&self) {
+        self.shared.set_down();
+        if self.shard.now_ns() >= self.patience_ns.get() {
+            self.give_up();
+        } else {
+            self.phase.set(Phase::Waiting);
+        }
     }
 
     fn give_up(&self) {
@@ -221,27 +267,29 @@ impl Lane {
     }
 
     /// None: somebody has closed the node.
-    async fn connect_again(&self) -> Option<Connected> {
-        // The first attempt comes at once: most servers that go are restarted.
-        let mut pause_ns = 0;
-        for next_ns in pauses_ns() {
-            let due_ns = self.shard.now_ns() + pause_ns;
-            pause_ns = next_ns;
-            let is_closing = || self.is_closing.get();
-            let closing = &[&self.closing];
-            if self.shard.wait(closing, Some(due_ns), is_closing).await {
-                return None;
-            }
-            match self.try_again().await {
-                Ok(connected) if self.is_closing.get() => {
-                    connected.leave().await;
-                    return None;
-                }
+    async fn connect_again(&self, pauses: &mut Pauses) -> Option<Connected> {
+        loop {
+            let pause_ns = pauses.next_ns();
+            self.unless_closing(self.shard.sleep_ns(pause_ns)).await?;
+            match self.unless_closing(self.try_again()).await? {
                 Ok(connected) => return Some(connected),
                 Err(error) => self.tell_of_refusal(&error),
             }
         }
-        None
+    }
+
+    /// Some work, or none when somebody closes the node: then the work is dropped
+    /// where it stands.
+    async fn unless_closing<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = std::pin::pin!(work);
+        std::future::poll_fn(|cx| {
+            self.closing.push(cx.waker().clone());
+            if self.is_closing.get() {
+                return Poll::Ready(None);
+            }
+            work.as_mut().poll(cx).map(Some)
+        })
+        .await
     }
 
     async fn try_again(&self) -> Result<Connected, NbdError> {

@@ -198,6 +198,7 @@ impl Session {
         let Some(flight) = flight else { return };
         let outcome = outcome(&flight);
         flight.call.end(outcome);
+        self.lane.settle();
         self.lane.ring();
     }
 }

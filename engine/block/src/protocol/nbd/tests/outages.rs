@@ -122,6 +122,35 @@ fn requests_wait_no_longer_than_they_are_told() {
     server.finish();
 }
 
+/// A server that is there for a moment only, again and again: neither is it asked
+/// without a pause, nor do requests wait longer than they are told.
+#[test]
+fn coming_and_going_is_not_being_there() {
+    let (is_over, was_over) = std::sync::mpsc::channel();
+    let (has_seen_it, was_seen) = std::sync::mpsc::channel();
+    let server = Scripted::new(move |door| {
+        let mut visits = 0;
+        while was_over.try_recv().is_err() {
+            drop(meet(door, &SIMPLE));
+            visits += 1;
+        }
+        assert!(visits < 8, "{visits} connections");
+        has_seen_it.send(()).expect("somebody waits");
+    });
+    let mut options = server.options();
+    options.reconnect_delay_s = 2;
+    with_node(options, async move |shard, node| {
+        let before_ns = shard.now_ns();
+        assert_eq!(read(&node, &shard, 0, 512).await, Err(Errno::EIO));
+        assert!(shard.now_ns() - before_ns < 10_000_000_000);
+        is_over.send(()).expect("a server");
+        // It looks at this after one more visit.
+        let seen = shard.blocking(move || was_seen.recv_timeout(LIMIT)).await;
+        seen.expect("another visit");
+    });
+    server.finish();
+}
+
 /// A smaller export, one for reading only, and one with less to offer are left; the
 /// right one is taken.
 #[test]
