@@ -279,7 +279,14 @@ impl Graph {
         match &reopening.change {
             Change::Nothing => {}
             Change::File { write, .. } => match &mut self.node_mut(name)?.kind {
-                Kind::Protocol { writable, .. } => *writable = *write,
+                Kind::Protocol {
+                    writable, storage, ..
+                } => {
+                    *writable = *write;
+                    if let Protocol::Nbd(nbd) = storage.protocol() {
+                        nbd.set_writable(*write);
+                    }
+                }
                 _ => return Err(GraphError::OtherDriver),
             },
             Change::Raw { file, offset, size } => {

@@ -47,7 +47,8 @@ pub(super) struct Shared {
     owner: usize,
     pub(super) server: Server,
     pub(super) reconnect_delay_ns: u64,
-    is_writable: bool,
+    /// Changes when the node is reopened.
+    is_writable: AtomicBool,
     /// What was agreed upon first: requests are made for it.
     terms: Terms,
     /// The server has broken the rules.
@@ -79,8 +80,9 @@ impl Shared {
 
     pub(super) fn check_successor(&self, terms: &Terms) -> Result<(), NbdError> {
         let needs_context = self.server.wishes.context.is_some();
+        let is_writable = self.is_writable.load(Ordering::Relaxed);
         self.terms
-            .check_successor(terms, self.is_writable, needs_context)
+            .check_successor(terms, is_writable, needs_context)
     }
 
     /// A lane of this shard has ended.
@@ -174,7 +176,7 @@ impl NbdProtocol {
             owner: shard.index(),
             server,
             reconnect_delay_ns: u64::from(options.reconnect_delay_s) * SECOND_NS,
-            is_writable: options.write && !is_read_only,
+            is_writable: AtomicBool::new(options.write && !is_read_only),
             terms,
             is_dead: AtomicBool::new(false),
             is_up: AtomicBool::new(true),
@@ -226,9 +228,15 @@ impl NbdProtocol {
         self.shared.terms.has(has::READ_ONLY)
     }
 
-    /// Whether it was opened for writing.
+    /// Whether it is open for writing.
     pub fn is_writable(&self) -> bool {
-        self.shared.is_writable
+        self.shared.is_writable.load(Ordering::Relaxed)
+    }
+
+    /// Whether it will be written from now on.
+    pub(crate) fn set_writable(&self, is_writable: bool) {
+        let shared = &self.shared;
+        shared.is_writable.store(is_writable, Ordering::Relaxed);
     }
 
     pub(crate) fn discards(&self) -> bool {

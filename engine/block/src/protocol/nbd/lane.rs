@@ -203,6 +203,9 @@ impl Lane {
             self.shared.set_up(true, &connected.terms);
         }
         self.phase.set(Phase::Ended);
+        if self.is_owner {
+            self.shared.set_down();
+        }
         self.end_waiting(self.last_word());
         self.shared.forget_lane(&self.shard, &self);
         self.closing.wake_all();
