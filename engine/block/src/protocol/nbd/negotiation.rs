@@ -141,7 +141,7 @@ impl Talk<'_> {
         let text = text.map_err(|error| NbdError::read("read option reply", error))?;
         self.skip(len - shown as u64).await?;
         if !text.is_empty() {
-            let text = shown(&text);
+            let text = harmless(&text);
             tracing::info!(export = self.wishes.export, "server reported: {text}");
         }
         Ok(())
@@ -226,7 +226,7 @@ impl Talk<'_> {
                     if got != query.as_bytes() {
                         return Err(NbdError::OtherContext {
                             wanted: query,
-                            got: shown(&got),
+                            got: harmless(&got),
                         });
                     }
                     context = Some(number);
@@ -423,7 +423,7 @@ fn field<const N: usize>(bytes: &[u8], from: usize) -> [u8; N] {
 }
 
 /// A text of the server's, without what would do something to a terminal.
-fn shown(text: &[u8]) -> String {
+fn harmless(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let shown = |c: char| if c.is_control() { ' ' } else { c };
     text.chars().map(shown).collect()
