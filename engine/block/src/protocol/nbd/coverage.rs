@@ -77,13 +77,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_byte_comes_once(pieces in prop::collection::vec((0_u64..60, 1_u64..12), 0..30)) {
+        fn a_byte_comes_once(pieces in prop::collection::vec((0_usize..60, 1_usize..12), 0..30)) {
             let mut coverage = Coverage::default();
             let mut seen = [false; 80];
             for (start, len) in pieces {
-                let bytes = start as usize..(start + len) as usize;
+                let bytes = start..start + len;
                 let is_new = seen[bytes.clone()].iter().all(|seen| !seen);
-                prop_assert_eq!(coverage.add(start..start + len), is_new);
+                let range = start as u64..(start + len) as u64;
+                prop_assert_eq!(coverage.add(range), is_new);
                 if is_new {
                     seen[bytes].fill(true);
                 }

@@ -154,7 +154,7 @@ fn answers_that_cannot_be() {
     let kind = after_go(|peer| peer.answer(option::GO, reply::SERVER, &[]));
     assert_eq!(kind, "unexpected reply type 2 (server), expected 3 (info)");
     let wrong = "reply to option 7 (go) has a wrong length";
-    for payload in [&b""[..], b"\0", b"\0\0", b"\0\0123456789", b"\0\x03123"] {
+    for payload in [&b""[..], b"\0", b"\0\0", b"\0\x00123456789", b"\0\x03123"] {
         let told = after_go(move |peer| peer.answer(option::GO, reply::INFO, payload));
         assert_eq!(told, wrong, "{payload:?}");
     }
