@@ -13,6 +13,7 @@
 //! | `null-co` | `size`, `latency-ns`, `read-zeroes` |
 //! | `copy-before-write` | `file`, `target`, `bitmap.node`, `bitmap.name`, `on-cbw-error` (break-guest-write, break-snapshot), `cbw-timeout`, `min-cluster-size` |
 //! | `snapshot-access` | `file` |
+//! | `nbd` | `server`, `export`, `tls-creds`, `tls-hostname`, `x-dirty-bitmap`, `reconnect-delay`, `open-timeout` |
 //! | `qcow2` | see [`qcow2`] |
 //! | `blkdebug` | see [`blkdebug`] |
 //! | `throttle` | `throttle-group`, `file` |
@@ -56,6 +57,7 @@ mod common;
 mod copy_before_write;
 mod file;
 mod filters;
+pub mod nbd;
 mod null;
 pub mod qcow2;
 mod raw;
@@ -67,6 +69,7 @@ pub use copy_before_write::{
 };
 pub use file::{Aio, FileOptions, Locking};
 pub use filters::{CopyOnReadOptions, ThrottleOptions};
+pub use nbd::NbdOptions;
 pub use null::NullOptions;
 pub use qcow2::Qcow2Options;
 pub use raw::RawOptions;
@@ -102,6 +105,8 @@ pub enum DriverOptions<N = BlockdevOptions> {
     Raw(RawOptions<N>),
     /// A disk that forgets.
     NullCo(NullOptions),
+    /// An export of a server.
+    Nbd(NbdOptions),
     /// A filter that saves old data before it is overwritten.
     CopyBeforeWrite(CbwOptions<N>),
     /// A reader's view of such a filter's snapshot.
@@ -187,6 +192,7 @@ pub(crate) enum Driver {
     HostDevice,
     Raw,
     NullCo,
+    Nbd,
     CopyBeforeWrite,
     SnapshotAccess,
     Qcow2,
@@ -209,7 +215,7 @@ impl Driver {
     /// Whether a node of this driver stands at the bottom, or where one could.
     pub(crate) fn is_protocol(self) -> bool {
         match self {
-            Self::File | Self::HostDevice | Self::NullCo | Self::Blkdebug => true,
+            Self::File | Self::HostDevice | Self::NullCo | Self::Nbd | Self::Blkdebug => true,
             Self::Raw
             | Self::CopyBeforeWrite
             | Self::SnapshotAccess
@@ -226,6 +232,7 @@ impl Word for Driver {
         ("host_device", Self::HostDevice),
         ("raw", Self::Raw),
         ("null-co", Self::NullCo),
+        ("nbd", Self::Nbd),
         ("copy-before-write", Self::CopyBeforeWrite),
         ("snapshot-access", Self::SnapshotAccess),
         ("qcow2", Self::Qcow2),
@@ -253,7 +260,6 @@ const UNSUPPORTED_DRIVERS: &[&str] = &[
     "https",
     "iscsi",
     "luks",
-    "nbd",
     "nfs",
     "null-aio",
     "nvme",
@@ -359,6 +365,7 @@ impl<N> DriverOptions<N> {
             Driver::HostDevice => Self::HostDevice(FileOptions::read(reader)?),
             Driver::Raw => Self::Raw(RawOptions::read(reader, children)?),
             Driver::NullCo => Self::NullCo(NullOptions::read(reader)?),
+            Driver::Nbd => Self::Nbd(NbdOptions::read(reader)?),
             Driver::CopyBeforeWrite => Self::CopyBeforeWrite(CbwOptions::read(reader, children)?),
             Driver::SnapshotAccess => {
                 Self::SnapshotAccess(SnapshotAccessOptions::read(reader, children)?)
@@ -511,6 +518,7 @@ impl<N> DriverOptions<N> {
             Self::HostDevice(_) => "host_device",
             Self::Raw(_) => "raw",
             Self::NullCo(_) => "null-co",
+            Self::Nbd(_) => "nbd",
             Self::CopyBeforeWrite(_) => "copy-before-write",
             Self::SnapshotAccess(_) => "snapshot-access",
             Self::Qcow2(_) => "qcow2",
@@ -525,7 +533,7 @@ impl<N> DriverOptions<N> {
     #[must_use]
     pub fn main_child(&self) -> Option<&Child<N>> {
         match self {
-            Self::File(_) | Self::HostDevice(_) | Self::NullCo(_) => None,
+            Self::File(_) | Self::HostDevice(_) | Self::NullCo(_) | Self::Nbd(_) => None,
             Self::Raw(raw) => Some(&raw.file),
             Self::CopyBeforeWrite(cbw) => Some(&cbw.file),
             Self::SnapshotAccess(access) => Some(&access.file),
@@ -554,7 +562,9 @@ impl<N> DriverOptions<N> {
             Self::Raw(raw) => raw.check(),
             Self::NullCo(null) => null.check(),
             Self::CopyBeforeWrite(cbw) => cbw.check(),
-            Self::SnapshotAccess(_) | Self::Throttle(_) | Self::CopyOnRead(_) => Ok(()),
+            Self::Nbd(_) | Self::SnapshotAccess(_) | Self::Throttle(_) | Self::CopyOnRead(_) => {
+                Ok(())
+            }
             Self::Qcow2(qcow2) => qcow2.check(),
             Self::Blkdebug(blkdebug) => blkdebug.check(),
         }

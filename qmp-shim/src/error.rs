@@ -8,6 +8,7 @@
 
 use thiserror::Error;
 
+use crate::command_line::ArgumentError;
 use crate::json::JsonError;
 
 /// Why a text or a value is not a set of options.
@@ -225,6 +226,43 @@ pub enum OptionError {
     /// `null-co:` with anything but two slashes behind it.
     #[error("The only allowed filename for this driver is 'null-co://'")]
     NullName,
+    /// An address in a name that is none of a server.
+    #[error("error parsing address '{address}'")]
+    NbdAddress {
+        /// The address.
+        address: String,
+    },
+    /// A name of an export with a URL that is none.
+    #[error("No valid URL specified")]
+    NbdUrl,
+    /// A name of an export that begins otherwise.
+    #[error("File name string for NBD must start with 'nbd:'")]
+    NbdName,
+    /// An option that a file name gives already.
+    #[error("Option '{option}' cannot be used with a file name")]
+    NotWithFileName {
+        /// Name of the option.
+        option: String,
+    },
+
+    // nbd.
+    /// No server, in any of the ways to name it.
+    #[error("NBD server address missing")]
+    NoNbdServer,
+    /// The server in two ways.
+    #[error("Cannot use 'server' and path/host/port at the same time")]
+    NbdServerTwice,
+    /// The same.
+    #[error("path and host may not be used at the same time")]
+    NbdPathAndHost,
+    /// The port of nothing.
+    #[error("port may not be used without host")]
+    NbdPortWithoutHost,
+    /// What is wrong with the address of a socket.
+    #[error(transparent)]
+    Address(Box<ArgumentError>),
+
+    // Backing files.
     /// Options for a backing file of a driver without.
     #[error("Driver doesn't support backing files")]
     NoBackingFiles,

@@ -44,6 +44,7 @@ mod backing_name;
 mod file_name;
 mod flat;
 mod image_name;
+mod nbd_name;
 
 pub use backing_name::{backing_name_at_creation, full_backing_name};
 pub use flat::{MAX_OPTION_NAME, MAX_OPTIONS, flatten};
@@ -341,11 +342,29 @@ impl Pending {
                 protocol
             }
         };
+        if driver == Driver::Nbd {
+            self.refuse_beside_name(&nbd_name::NAMED_OPTIONS)?;
+        }
         for (key, value) in file_name::parse(driver, filename)? {
-            self.given.insert(key.to_owned(), Value::from(value));
+            self.given
+                .insert(key.to_owned(), Value::from(value.clone()));
             self.options.insert(key.to_owned(), Value::from(value));
         }
         Ok(Some(driver))
+    }
+
+    /// Options that a file name gives cannot be given beside it.
+    fn refuse_beside_name(&self, names: &[&str]) -> Result<()> {
+        let is_one = |key: &&String| {
+            let mut names = names.iter();
+            names.any(|name| key == name || (name.ends_with('.') && key.starts_with(name)))
+        };
+        match self.options.keys().find(is_one) {
+            None => Ok(()),
+            Some(option) => Err(OptionError::NotWithFileName {
+                option: option.clone(),
+            }),
+        }
     }
 
     /// `backing` as null, or as nothing.

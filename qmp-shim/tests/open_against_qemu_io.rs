@@ -38,7 +38,6 @@ const IMAGES: [(&str, &str, &str); 5] = [
 /// Our own words, by what they begin with, and why they are not QEMU's.
 const OUR_WORDS: &[&str] = &[
     // QEMU has the driver; a QEMU without it says the same.
-    "Unknown protocol 'nbd'",
     "Unknown protocol 'http'",
     "Unknown protocol 'fat'",
     "Driver '",

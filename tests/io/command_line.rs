@@ -80,7 +80,7 @@ fn what_is_not_here_is_refused_by_name() {
     let Some(beside) = Beside::new() else { return };
     for (line, text) in [
         ("-f vmdk a.img", "Driver 'vmdk' is not supported"),
-        ("nbd:localhost:10809", "Unknown protocol 'nbd'"),
+        ("http://localhost/a", "Unknown protocol 'http'"),
         ("--object secret,id=s", "'secret' are not supported"),
     ] {
         let words: Vec<&str> = line.split(' ').collect();

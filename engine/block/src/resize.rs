@@ -20,6 +20,9 @@ pub enum ResizeError {
     /// A device cannot become longer.
     #[error("Cannot grow device files")]
     Device,
+    /// An export of a server cannot become longer.
+    #[error("Cannot grow NBD nodes")]
+    Export,
     /// A file has no tables that could be made.
     #[error("Unsupported preallocation mode: {}", .0.name())]
     Mode(Preallocation),
@@ -76,6 +79,7 @@ impl ResizeError {
             }
             Self::TooLarge(_) => Errno::EIO,
             Self::Device
+            | Self::Export
             | Self::NotSectors
             | Self::Negative
             | Self::PreallocatedShrink

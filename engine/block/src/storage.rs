@@ -212,7 +212,7 @@ impl Storage {
         };
         if self
             .protocol
-            .write_zeroes(shard, span.offset, span.len, flags.may_unmap)
+            .write_zeroes(shard, span.offset, span.len, flags)
             .await?
         {
             return Ok(());
@@ -260,8 +260,10 @@ impl Storage {
         preallocation: Preallocation,
     ) -> Result<(), ResizeError> {
         let old = self.size();
-        if matches!(self.protocol, Protocol::Null(_)) {
-            return Err(ResizeError::Unsupported);
+        match &self.protocol {
+            Protocol::Null(_) => return Err(ResizeError::Unsupported),
+            Protocol::Nbd(_) if size > old => return Err(ResizeError::Export),
+            Protocol::Nbd(_) | Protocol::File(_) => {}
         }
         if !self.can_grow() && size > old {
             return Err(ResizeError::Device);

@@ -102,6 +102,8 @@ impl Address {
                     match connected {
                         Ok(stream) => {
                             stream.set_nodelay(true)?;
+                            // As below: a peer that has vanished is noticed one day.
+                            setsockopt(&stream, nix::sys::socket::sockopt::KeepAlive, &true)?;
                             return Ok(stream.into());
                         }
                         Err(error) => last = error,

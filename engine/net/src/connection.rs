@@ -152,6 +152,15 @@ impl Connection {
         socket.expect("a descriptor is left").into()
     }
 
+    /// Sends all of it, or as much as goes. Answers the batch in any case, for the
+    /// buffers that were lent to it.
+    pub async fn send_lent(&self, batch: Batch) -> (IoResult<()>, Batch) {
+        match self.tls.get() {
+            Some(stream) => stream.send_lent(batch).await,
+            None => self.socket.send_lent(&self.shard, batch).await,
+        }
+    }
+
     /// Ends the stream in both directions, at once.
     pub fn shut_down(&self) {
         self.socket.shut_down();

@@ -232,6 +232,11 @@ impl Shards {
         self.inner.registrations.len()
     }
 
+    /// Whether the machine below is the simulation, which has no network.
+    pub fn is_simulated(&self) -> bool {
+        self.world().is_some()
+    }
+
     /// What the rings use of the kernel's features.
     pub fn features(&self) -> Features {
         match &self.inner.machine {

@@ -23,6 +23,8 @@ use crate::{Errno, IoResult};
 pub struct Batch {
     bytes: Vec<u8>,
     parts: VecDeque<Part>,
+    /// Lent buffers that have been sent, with their lenders' names for them.
+    sent: Vec<(u64, Buf)>,
 }
 
 #[derive(Debug)]
@@ -30,12 +32,14 @@ enum Part {
     /// Of `bytes`.
     Bytes(Range<usize>),
     Window(Buf, Range<usize>),
+    /// The same of a buffer that somebody wants back, under this name.
+    Lent(Buf, Range<usize>, u64),
 }
 
 impl Part {
     fn window(&mut self) -> &mut Range<usize> {
         match self {
-            Self::Bytes(window) | Self::Window(_, window) => window,
+            Self::Bytes(window) | Self::Window(_, window) | Self::Lent(_, window, _) => window,
         }
     }
 }
@@ -67,11 +71,34 @@ impl Batch {
         }
     }
 
+    /// Appends a window of a buffer that [`Batch::take_back`] gives back.
+    pub fn lend_window(&mut self, buf: Buf, window: Range<usize>, name: u64) {
+        assert!(window.end <= buf.len(), "the window lies inside the buffer");
+        if window.start < window.end {
+            self.parts.push_back(Part::Lent(buf, window, name));
+        } else {
+            self.sent.push((name, buf));
+        }
+    }
+
+    /// Every lent buffer with its name, whether it was sent or not. What was not
+    /// sent is forgotten.
+    pub fn take_back(&mut self) -> Vec<(u64, Buf)> {
+        let mut lent = std::mem::take(&mut self.sent);
+        for part in self.parts.drain(..) {
+            if let Part::Lent(buf, _, name) = part {
+                lent.push((name, buf));
+            }
+        }
+        self.bytes.clear();
+        lent
+    }
+
     /// What there is to be sent.
     pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
         self.parts.iter().map(|part| match part {
             Part::Bytes(window) => &self.bytes[window.clone()],
-            Part::Window(buf, window) => &buf[window.clone()],
+            Part::Window(buf, window) | Part::Lent(buf, window, _) => &buf[window.clone()],
         })
     }
 
@@ -85,7 +112,9 @@ impl Batch {
             if window.start < window.end {
                 return;
             }
-            self.parts.pop_front();
+            if let Some(Part::Lent(buf, _, name)) = self.parts.pop_front() {
+                self.sent.push((name, buf));
+            }
         }
         self.bytes.clear();
     }
@@ -149,6 +178,13 @@ impl Socket {
 
     /// Sends a batch to the last byte. Answers it, empty, for further use.
     pub async fn send(&self, shard: &Shard, batch: Batch) -> IoResult<Batch> {
+        let (result, batch) = self.send_lent(shard, batch).await;
+        result.map(|()| batch)
+    }
+
+    /// Sends a batch to the last byte, or as far as it goes. Answers it in any
+    /// case: lent buffers are in it.
+    pub async fn send_lent(&self, shard: &Shard, batch: Batch) -> (IoResult<()>, Batch) {
         let mut message = Message::new(batch);
         while !message.batch().is_empty() {
             let operation = self.operation(Verb::Send, 0);
@@ -162,10 +198,10 @@ impl Socket {
             match result.map(count) {
                 Ok(count) => message.batch().advance(count),
                 Err(Errno::EAGAIN | Errno::EINTR) => {}
-                Err(errno) => return Err(errno),
+                Err(errno) => return (Err(errno), message.into_batch()),
             }
         }
-        Ok(message.into_batch())
+        (Ok(()), message.into_batch())
     }
 
     /// Waits until there is something to receive, a connection to accept, or the
@@ -213,5 +249,26 @@ mod tests {
         assert!(batch.is_empty());
         batch.push_bytes(b"again");
         assert_eq!(joined(&batch), b"again");
+    }
+
+    #[test]
+    fn lent_buffers_come_back_sent_or_not() {
+        let arena = Arena::new(1 << 20);
+        let mut batch = Batch::default();
+        for name in 1..=3 {
+            let mut buf = arena.try_take(4).expect("room");
+            buf.fill(b'0' + u8::try_from(name).expect("small"));
+            batch.lend_window(buf, 0..if name == 2 { 0 } else { 4 }, name);
+        }
+        assert_eq!(joined(&batch), b"11113333");
+        batch.advance(5);
+        let mut names: Vec<u64> = batch
+            .take_back()
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        names.sort_unstable();
+        assert_eq!(names, [1, 2, 3]);
+        assert!(batch.is_empty() && batch.take_back().is_empty());
     }
 }

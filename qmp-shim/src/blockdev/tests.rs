@@ -86,6 +86,28 @@ fn both_forms_give_the_same() {
     assert_eq!(text, json);
 }
 
+/// Every kind of address, with all that it can have.
+#[test]
+fn servers_of_exports_are_written_as_they_were_read() {
+    for server in [
+        json!({"type": "unix", "path": "s"}),
+        json!({"type": "unix", "path": "s", "abstract": true, "tight": false}),
+        json!({
+            "type": "inet", "host": "h", "port": "1", "numeric": true, "keep-alive": true,
+            "to": 2, "ipv4": true, "ipv6": false,
+        }),
+        json!({"type": "fd", "str": "9"}),
+    ] {
+        let given = json!({
+            "driver": "nbd", "node-name": "a", "server": server, "export": "e",
+            "tls-creds": "t", "tls-hostname": "h", "x-dirty-bitmap": "b",
+            "reconnect-delay": 1, "open-timeout": 2,
+        });
+        let read = BlockdevOptions::from_arguments(given.as_object().unwrap()).unwrap();
+        assert_eq!(Value::Object(read.to_json()), given);
+    }
+}
+
 #[test]
 fn what_is_not_given_is_not_written() {
     let options = parse("raw,node-name=a,file.driver=host_device,file.filename=x").unwrap();
@@ -100,8 +122,8 @@ fn what_is_not_given_is_not_written() {
 #[test]
 fn qemus_other_drivers_are_refused_by_name() {
     let wanted = "Driver 'vmdk' is not supported by ringback; use one of: file, host_device, \
-                  raw, null-co, copy-before-write, snapshot-access, qcow2, blkdebug, throttle, \
-                  copy-on-read";
+                  raw, null-co, nbd, copy-before-write, snapshot-access, qcow2, blkdebug, \
+                  throttle, copy-on-read";
     assert_eq!(error("vmdk,node-name=a,file=b"), wanted);
     assert_eq!(error("raw,node-name=a,file.driver=vmdk"), wanted);
     assert_eq!(

@@ -2,6 +2,9 @@
 
 use std::num::IntErrorKind;
 
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+
 use super::error::{ArgumentError, Result};
 use crate::number::skip_blanks;
 use crate::visit::{Reader, words};
@@ -151,6 +154,48 @@ impl SocketAddress {
             return Err(ArgumentError::NotASocket { text: text.clone() });
         }
         Ok(Some(number))
+    }
+}
+
+/// The flat form, from which [`SocketAddress::read`] makes the same address.
+impl Serialize for SocketAddress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut members = serializer.serialize_map(None)?;
+        match self {
+            Self::Inet(inet) => {
+                members.serialize_entry("type", "inet")?;
+                members.serialize_entry("host", &inet.host)?;
+                members.serialize_entry("port", &inet.port)?;
+                for (name, is_set) in [("numeric", inet.numeric), ("keep-alive", inet.keep_alive)] {
+                    if is_set {
+                        members.serialize_entry(name, &true)?;
+                    }
+                }
+                if let Some(to) = inet.to {
+                    members.serialize_entry("to", &to)?;
+                }
+                for (name, allowed) in [("ipv4", inet.ipv4), ("ipv6", inet.ipv6)] {
+                    if let Some(allowed) = allowed {
+                        members.serialize_entry(name, &allowed)?;
+                    }
+                }
+            }
+            Self::Unix(unix) => {
+                members.serialize_entry("type", "unix")?;
+                members.serialize_entry("path", &unix.path)?;
+                if unix.is_abstract {
+                    members.serialize_entry("abstract", &true)?;
+                }
+                if !unix.is_tight {
+                    members.serialize_entry("tight", &false)?;
+                }
+            }
+            Self::Fd(text) => {
+                members.serialize_entry("type", "fd")?;
+                members.serialize_entry("str", text)?;
+            }
+        }
+        members.end()
     }
 }
 

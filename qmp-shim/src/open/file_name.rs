@@ -1,4 +1,5 @@
-//! File names with a meaning: `json:{...}`, `blkdebug:CONF:IMAGE`, `file:PATH`.
+//! File names with a meaning: `json:{...}`, `blkdebug:CONF:IMAGE`, `file:PATH`; those of NBD
+//! are in `nbd_name`.
 //!
 //! A prefix is what stands before the first colon, unless a slash comes earlier. A prefix
 //! that names no protocol is an error; `./a:b` is a way to write such a path.
@@ -6,6 +7,7 @@
 use serde_json::{Map, Value};
 
 use super::flat::flatten;
+use super::nbd_name;
 use crate::blockdev::Driver;
 use crate::error::{OptionError, Result};
 use crate::json::{self, JsonError};
@@ -46,6 +48,9 @@ pub(super) fn find_protocol(name: &str) -> Result<Driver> {
     let Some((prefix, _)) = name.split_once(':').filter(|_| has_protocol(name)) else {
         return Ok(Driver::File);
     };
+    if matches!(prefix, "nbd+tcp" | "nbd+unix") {
+        return Ok(Driver::Nbd);
+    }
     Driver::from_word(prefix)
         .filter(|driver| driver.is_protocol())
         .ok_or_else(|| OptionError::UnknownProtocol {
@@ -58,22 +63,23 @@ pub(super) fn find_protocol(name: &str) -> Result<Driver> {
 const MAX_PREFIX: usize = 127;
 
 /// The options which a file name stands for.
-pub(super) fn parse(driver: Driver, name: &str) -> Result<Vec<(&'static str, &str)>> {
-    let behind = |prefix: &str| name.strip_prefix(prefix);
+pub(super) fn parse(driver: Driver, name: &str) -> Result<Vec<(&'static str, String)>> {
+    let behind = |prefix: &str| name.strip_prefix(prefix).unwrap_or(name).to_owned();
     Ok(match driver {
-        Driver::Blkdebug => match behind("blkdebug:") {
-            None => vec![("x-image", name)],
+        Driver::Blkdebug => match name.strip_prefix("blkdebug:") {
+            None => vec![("x-image", name.to_owned())],
             Some(rest) => {
                 let (config, image) = rest.split_once(':').ok_or(OptionError::BlkdebugName)?;
-                let config = Some(("config", config)).filter(|_| !config.is_empty());
-                config.into_iter().chain([("x-image", image)]).collect()
+                let config =
+                    Some(("config", config.to_owned())).filter(|(_, text)| !text.is_empty());
+                let image = ("x-image", image.to_owned());
+                config.into_iter().chain([image]).collect()
             }
         },
         Driver::NullCo if name != "null-co://" => return Err(OptionError::NullName),
         Driver::NullCo => Vec::new(),
-        Driver::HostDevice => {
-            vec![("filename", behind("host_device:").unwrap_or(name))]
-        }
-        _ => vec![("filename", behind("file:").unwrap_or(name))],
+        Driver::Nbd => return nbd_name::parse(name),
+        Driver::HostDevice => vec![("filename", behind("host_device:"))],
+        _ => vec![("filename", behind("file:"))],
     })
 }

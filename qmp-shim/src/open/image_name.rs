@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
+use crate::blockdev::nbd::NBD_PORT;
 use crate::json;
 
 /// Name of an open node.
@@ -25,6 +26,15 @@ fn naming_options(driver: &str) -> &'static [&'static str] {
         "file" | "host_device" => &["filename"],
         "raw" => &["offset", "size"],
         "null-co" => &["size", "read-zeroes"],
+        "nbd" => &[
+            "path",
+            "host",
+            "port",
+            "export",
+            "tls-creds",
+            "tls-hostname",
+            "server.",
+        ],
         "throttle" => &["throttle-group"],
         "blkdebug" => &[
             "config",
@@ -81,7 +91,10 @@ impl ImageName {
             exact,
             base,
             options,
-            is_protocol: matches!(driver, "file" | "host_device" | "null-co" | "blkdebug"),
+            is_protocol: matches!(
+                driver,
+                "file" | "host_device" | "null-co" | "nbd" | "blkdebug"
+            ),
         }
     }
 
@@ -114,6 +127,7 @@ fn exact_name(
     match driver {
         "file" | "host_device" => own.get("filename")?.as_str().map(str::to_owned),
         "null-co" => own.is_empty().then(|| "null-co://".to_owned()),
+        "nbd" => nbd_name(own),
         "blkdebug" => {
             if own.keys().any(|name| name != "config") {
                 return None;
@@ -130,6 +144,27 @@ fn exact_name(
             main.exact.clone()
         }
     }
+}
+
+/// As QEMU writes it: nothing is encoded.
+fn nbd_name(own: &Map<String, Value>) -> Option<String> {
+    let text = |keys: &[&str]| {
+        let mut values = keys.iter().filter_map(|key| own.get(*key));
+        values.find_map(Value::as_str)
+    };
+    let export = text(&["export"]);
+    if let Some(path) = text(&["server.path", "path"]) {
+        return Some(match export {
+            Some(export) => format!("nbd+unix:///{export}?socket={path}"),
+            None => format!("nbd+unix://?socket={path}"),
+        });
+    }
+    let host = text(&["server.host", "host"])?;
+    let port = text(&["server.port", "port"]).unwrap_or(NBD_PORT);
+    Some(match export {
+        Some(export) => format!("nbd://{host}:{port}/{export}"),
+        None => format!("nbd://{host}:{port}"),
+    })
 }
 
 impl fmt::Display for ImageName {

@@ -226,7 +226,7 @@ impl Look<'_> {
     /// the driver has nothing to say of itself.
     fn cluster_size(&self, name: &str) -> Option<u64> {
         match self.control.nodes.get(name)?.driver {
-            "null-co" | "snapshot-access" => None,
+            "null-co" | "nbd" | "snapshot-access" => None,
             "file" | "host_device" => Some(0),
             "qcow2" => self.control.graph.cluster_size(name).ok(),
             _ => self.cluster_size(self.control.child(name, &["file", "image"])?),
@@ -238,8 +238,8 @@ impl Look<'_> {
         let control = self.control;
         match control.nodes.get(name)?.driver {
             "null-co" => Some(0),
-            // QEMU takes it for a protocol which cannot tell.
-            "blkdebug" => None,
+            // Neither can tell; QEMU takes the first for a protocol.
+            "blkdebug" | "nbd" => None,
             "file" | "host_device" => control
                 .graph
                 .file(name)

@@ -285,6 +285,17 @@ impl Control {
                     Cache::Buffered
                 },
             },
+            DriverOptions::Nbd(_) => {
+                let write = !self.settings_of(name, node).read_only;
+                let export = self.graph.export(name);
+                if write && export.is_some_and(|export| export.is_read_only_export()) {
+                    return Err(generic("Can't reopen read-only NBD mount as read/write"));
+                }
+                Change::File {
+                    write,
+                    cache: Cache::Buffered,
+                }
+            }
             DriverOptions::Raw(raw) => Change::Raw {
                 file: file(self)?,
                 offset: raw.offset.unwrap_or(0),
@@ -331,7 +342,7 @@ impl Control {
     fn settings_of(&self, name: &str, node: &DriverNode) -> Settings {
         let is_file = matches!(
             node.driver,
-            DriverOptions::File(_) | DriverOptions::HostDevice(_)
+            DriverOptions::File(_) | DriverOptions::HostDevice(_) | DriverOptions::Nbd(_)
         );
         let was = self.nodes.get(name).map(|opened| opened.settings);
         let fell_back = was.is_some_and(|was| was.auto_read_only && was.read_only);

@@ -73,6 +73,8 @@ pub(crate) struct Node {
     was_probed: bool,
     /// Of a qcow2 image: its header as it was when it was opened.
     qcow2: Option<(Header, Arc<Qcow2>)>,
+    /// There is a file at the bottom. What else may be there has no sizes to tell.
+    has_file: bool,
     /// Where breakpoints are set.
     blkdebug: Option<Arc<BlkDebug>>,
 }
@@ -86,6 +88,7 @@ impl Node {
             settings: opened.settings,
             was_probed: opened.was_probed,
             qcow2: opened.header.clone().zip(image),
+            has_file: graph.file(&opened.node).is_some(),
             blkdebug: graph.blkdebug(&opened.node),
         }
     }
@@ -330,8 +333,11 @@ impl Disk {
         let driver = self.node.driver;
         let mut info = Info {
             format: driver.into(),
-            is_protocol: matches!(driver, "file" | "host_device" | "null-co" | "blkdebug"),
-            sizes: (driver != "null-co").then_some((0, 0)),
+            is_protocol: matches!(
+                driver,
+                "file" | "host_device" | "null-co" | "nbd" | "blkdebug"
+            ),
+            sizes: self.node.has_file.then_some((0, 0)),
             specific: Vec::new(),
         };
         if let Some((header, image)) = &self.node.qcow2 {

@@ -93,7 +93,7 @@ pub(super) async fn is_writable(shard: &Shard, path: PathBuf) -> bool {
 /// What every node is told beside its kind. Files and images are opened
 /// read-only; other nodes only refuse writers.
 pub(crate) fn policy(driver: &str, settings: &Settings) -> Policy {
-    let opens = matches!(driver, "file" | "host_device" | "qcow2");
+    let opens = matches!(driver, "file" | "host_device" | "nbd" | "qcow2");
     Policy {
         read_only: settings.read_only && !opens,
         treatment: Treatment {

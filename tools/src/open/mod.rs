@@ -9,6 +9,7 @@ mod create;
 mod describe;
 mod drivers;
 mod image;
+mod nbd;
 mod overlay;
 mod probe;
 
@@ -236,6 +237,12 @@ impl Opener<'_> {
             }
             DriverOptions::NullCo(null) => {
                 (self.add(drivers::null(*null), name).await?, image(&[]))
+            }
+            DriverOptions::Nbd(nbd) => {
+                let added = self.add(nbd::nbd(nbd, &settings)?, name).await?;
+                let export = self.graph.export(&added);
+                settings.read_only |= export.is_some_and(|export| !export.is_writable());
+                (added, image(&[]))
             }
             DriverOptions::Raw(raw) => {
                 let file = self.open_child(raw.file.clone()).await?;

@@ -11,6 +11,7 @@ use crate::filter::throttle::LimitsError;
 use crate::format::RawError;
 use crate::format::qcow2::Qcow2Error;
 use crate::format::qcow2::create::CreateError;
+use crate::protocol::nbd::NbdError;
 use crate::resize::ResizeError;
 
 /// Why the graph refused.
@@ -19,6 +20,9 @@ pub enum GraphError {
     /// The file could not be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The server's export could not be opened.
+    #[error(transparent)]
+    Nbd(#[from] NbdError),
     /// Another process uses it.
     #[error("{error}\nIs another process using the image [{path}]?")]
     Lock {

@@ -60,7 +60,8 @@ use crate::filter::throttle::{Throttle, ThrottleGroup};
 use crate::format::Raw;
 use crate::format::qcow2::{self, Qcow2};
 use crate::port::Attachment;
-use crate::protocol::{FileProtocol, NullProtocol, Protocol};
+use crate::protocol::nbd;
+use crate::protocol::{FileProtocol, NbdProtocol, NullProtocol, Protocol};
 use crate::request::Preallocation;
 use crate::span::Span;
 use crate::storage::Storage;
@@ -99,6 +100,8 @@ pub enum NodeSpec {
         /// Reads bring zeroes.
         read_zeroes: bool,
     },
+    /// An export of a server.
+    Nbd(Box<nbd::Options>),
     /// A window of another node.
     Raw {
         /// The other node.
@@ -328,6 +331,10 @@ impl Graph {
                 let null = NullProtocol::new(size, latency_ns, read_zeroes);
                 protocol_on(shard, Protocol::Null(null), None)
             }
+            NodeSpec::Nbd(options) => {
+                let nbd = NbdProtocol::open(shard, *options).await?;
+                protocol_on(shard, Protocol::Nbd(nbd), None)
+            }
             NodeSpec::Raw { file, offset, size } => self.raw_on(file, offset, size)?,
             NodeSpec::Qcow2(spec) => return self.add_qcow2(shard, name, spec).await,
             NodeSpec::CopyBeforeWrite {
@@ -534,6 +541,17 @@ impl Graph {
         }
     }
 
+    /// The export that a node is, if it is one.
+    pub fn export(&self, name: &str) -> Option<&NbdProtocol> {
+        match &self.nodes.get(name)?.kind {
+            Kind::Protocol { storage, .. } => match storage.protocol() {
+                Protocol::Nbd(nbd) => Some(nbd),
+                Protocol::File(_) | Protocol::Null(_) => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Removes a node that nothing uses. An image is written and closed first.
     ///
     /// # Errors
@@ -560,6 +578,11 @@ impl Graph {
             Kind::Qcow2 { image, .. } => {
                 let image = Arc::clone(image);
                 image.close(shard).await
+            }
+            Kind::Protocol { storage, .. } => {
+                let storage = Arc::clone(storage);
+                storage.protocol().close(shard).await;
+                Ok(())
             }
             _ => Ok(()),
         };

@@ -144,10 +144,9 @@ impl Graph {
     pub fn set_policy(&mut self, name: &str, policy: Policy) -> Result<(), GraphError> {
         let node = self.node_mut(name)?;
         node.policy = policy;
-        if let Kind::Protocol { storage, .. } = &node.kind
-            && let Protocol::File(file) = storage.protocol()
-        {
-            file.set_policy(!policy.treatment.ignores_discards, policy.no_flush);
+        if let Kind::Protocol { storage, .. } = &node.kind {
+            let discard = !policy.treatment.ignores_discards;
+            storage.protocol().set_policy(discard, policy.no_flush);
         }
         Ok(())
     }
@@ -280,7 +279,14 @@ impl Graph {
         match &reopening.change {
             Change::Nothing => {}
             Change::File { write, .. } => match &mut self.node_mut(name)?.kind {
-                Kind::Protocol { writable, .. } => *writable = *write,
+                Kind::Protocol {
+                    writable, storage, ..
+                } => {
+                    *writable = *write;
+                    if let Protocol::Nbd(nbd) = storage.protocol() {
+                        nbd.set_writable(*write);
+                    }
+                }
                 _ => return Err(GraphError::OtherDriver),
             },
             Change::Raw { file, offset, size } => {

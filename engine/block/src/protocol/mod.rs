@@ -16,9 +16,11 @@ use ringback_ring::{Buf, Errno, IoResult, Shard};
 
 pub use create::{CreateFileError, create_file};
 pub use file::FileProtocol;
+pub use nbd::NbdProtocol;
 pub use null::NullProtocol;
 
 use crate::extent::Extent;
+use crate::request::ZeroFlags;
 use crate::span::Span;
 
 /// The protocols that ringback has.
@@ -28,6 +30,8 @@ pub enum Protocol {
     File(FileProtocol),
     /// Nothing: writes go nowhere, reads bring nothing or zeroes.
     Null(NullProtocol),
+    /// An export of a server.
+    Nbd(NbdProtocol),
 }
 
 impl Protocol {
@@ -42,6 +46,7 @@ impl Protocol {
         match self {
             Self::File(file) => file.read(shard, offset, buf, window).await,
             Self::Null(null) => null.read(shard, buf, window).await,
+            Self::Nbd(nbd) => nbd.read(shard, offset, buf, window).await,
         }
     }
 
@@ -56,20 +61,26 @@ impl Protocol {
         match self {
             Self::File(file) => file.write(shard, offset, buf, window).await,
             Self::Null(null) => (null.pause(shard).await, buf),
+            Self::Nbd(nbd) => nbd.write(shard, offset, buf, window).await,
         }
     }
 
-    /// Makes a range read as zeroes. False: this protocol cannot, write them.
+    /// Makes a range read as zeroes. False: this protocol cannot, or not without
+    /// writing them where that is not wanted.
     pub(crate) async fn write_zeroes(
         &self,
         shard: &Shard,
         offset: u64,
         len: u64,
-        may_unmap: bool,
+        flags: ZeroFlags,
     ) -> IoResult<bool> {
         match self {
-            Self::File(file) => file.write_zeroes(shard, offset, len, may_unmap).await,
+            Self::File(file) => {
+                let may_unmap = flags.may_unmap;
+                file.write_zeroes(shard, offset, len, may_unmap).await
+            }
             Self::Null(_) => Ok(false),
+            Self::Nbd(nbd) => nbd.write_zeroes(shard, offset, len, flags).await,
         }
     }
 
@@ -78,6 +89,7 @@ impl Protocol {
         match self {
             Self::File(file) => file.discard(shard, offset, len).await,
             Self::Null(_) => Ok(()),
+            Self::Nbd(nbd) => nbd.discard(shard, offset, len).await,
         }
     }
 
@@ -86,6 +98,7 @@ impl Protocol {
         match self {
             Self::File(file) => file.discards(),
             Self::Null(_) => false,
+            Self::Nbd(nbd) => nbd.discards(),
         }
     }
 
@@ -94,6 +107,7 @@ impl Protocol {
         match self {
             Self::File(file) => file.flush(shard).await,
             Self::Null(null) => null.pause(shard).await,
+            Self::Nbd(nbd) => nbd.flush(shard).await,
         }
     }
 
@@ -102,6 +116,7 @@ impl Protocol {
         match self {
             Self::File(file) => file.extent(shard, offset, len).await,
             Self::Null(null) => Ok(null.extent(len)),
+            Self::Nbd(nbd) => nbd.extent(shard, offset, len).await,
         }
     }
 
@@ -109,7 +124,7 @@ impl Protocol {
     pub(crate) fn can_grow(&self) -> bool {
         match self {
             Self::File(file) => file.can_grow(),
-            Self::Null(_) => false,
+            Self::Null(_) | Self::Nbd(_) => false,
         }
     }
 
@@ -118,6 +133,9 @@ impl Protocol {
         match self {
             Self::File(file) => file.truncate(shard, size).await,
             Self::Null(_) => Err(Errno::EOPNOTSUPP),
+            // Anything up to its size changes nothing.
+            Self::Nbd(nbd) if size <= nbd.size() => Ok(()),
+            Self::Nbd(_) => Err(Errno::EINVAL),
         }
     }
 
@@ -126,7 +144,7 @@ impl Protocol {
     pub(crate) async fn grow_ahead(&self, shard: &Shard, end: u64) {
         match self {
             Self::File(file) => file.grow_ahead(shard, end).await,
-            Self::Null(_) => {}
+            Self::Null(_) | Self::Nbd(_) => {}
         }
     }
 
@@ -135,7 +153,7 @@ impl Protocol {
     pub(crate) async fn cut_ahead(&self, shard: &Shard) -> IoResult<()> {
         match self {
             Self::File(file) => file.cut_ahead(shard).await,
-            Self::Null(_) => Ok(()),
+            Self::Null(_) | Self::Nbd(_) => Ok(()),
         }
     }
 
@@ -143,7 +161,7 @@ impl Protocol {
     pub(crate) async fn allocate(&self, shard: &Shard, span: Span) -> IoResult<()> {
         match self {
             Self::File(file) => file.allocate(shard, span).await,
-            Self::Null(_) => Err(Errno::EOPNOTSUPP),
+            Self::Null(_) | Self::Nbd(_) => Err(Errno::EOPNOTSUPP),
         }
     }
 
@@ -152,6 +170,7 @@ impl Protocol {
         match self {
             Self::File(file) => file.size(),
             Self::Null(null) => null.size(),
+            Self::Nbd(nbd) => nbd.size(),
         }
     }
 
@@ -160,6 +179,7 @@ impl Protocol {
         match self {
             Self::File(file) => file.request_alignment(),
             Self::Null(_) => 1,
+            Self::Nbd(nbd) => nbd.request_alignment(),
         }
     }
 
@@ -167,7 +187,7 @@ impl Protocol {
     pub(crate) fn memory_alignment(&self) -> usize {
         match self {
             Self::File(file) => file.memory_alignment(),
-            Self::Null(_) => 1,
+            Self::Null(_) | Self::Nbd(_) => 1,
         }
     }
 
@@ -176,6 +196,24 @@ impl Protocol {
         match self {
             Self::File(file) => file.file().geometry().writable,
             Self::Null(_) => true,
+            Self::Nbd(nbd) => nbd.is_writable(),
+        }
+    }
+
+    /// Whether discards are passed on, and whether flushes are left out.
+    pub(crate) fn set_policy(&self, discard: bool, no_flush: bool) {
+        match self {
+            Self::File(file) => file.set_policy(discard, no_flush),
+            Self::Null(_) => {}
+            Self::Nbd(nbd) => nbd.set_policy(discard, no_flush),
+        }
+    }
+
+    /// Ends the use of whatever is not only ours. Nothing may be in flight.
+    pub(crate) async fn close(&self, shard: &Shard) {
+        match self {
+            Self::File(_) | Self::Null(_) => {}
+            Self::Nbd(nbd) => nbd.close(shard).await,
         }
     }
 }

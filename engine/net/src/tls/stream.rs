@@ -274,18 +274,29 @@ impl Stream {
     }
 
     /// See [`crate::Connection::send`].
-    pub(crate) async fn send(&self, mut batch: Batch) -> IoResult<Batch> {
+    pub(crate) async fn send(&self, batch: Batch) -> IoResult<Batch> {
+        let (result, batch) = self.send_lent(batch).await;
+        result.map(|()| batch)
+    }
+
+    /// See [`crate::Connection::send_lent`].
+    pub(crate) async fn send_lent(&self, mut batch: Batch) -> (IoResult<()>, Batch) {
+        let result = self.send_encrypted(&mut batch).await;
+        (result, batch)
+    }
+
+    async fn send_encrypted(&self, batch: &mut Batch) -> IoResult<()> {
         let turn = self.turn().await;
         let mut records = Batch::default();
         loop {
             if self.is_broken.get() {
                 return Err(Errno::EPIPE);
             }
-            self.encrypt(&mut batch)?;
+            self.encrypt(batch)?;
             self.take_records(&mut records);
             if records.is_empty() {
                 turn.done();
-                return Ok(batch);
+                return Ok(());
             }
             records = self.socket.send(&self.shard, records).await?;
         }

@@ -31,6 +31,12 @@ pub const PAYLOAD_MAX: u32 = 32 << 20;
 pub const REQUEST_BYTES: usize = 28;
 /// Bytes of a request with an extended header.
 pub const EXTENDED_REQUEST_BYTES: usize = 32;
+/// Bytes of a simple reply, without what a read brings.
+pub const SIMPLE_REPLY_BYTES: usize = 16;
+/// Bytes of a chunk's header.
+pub const CHUNK_BYTES: usize = 20;
+/// Bytes of a chunk's extended header.
+pub const EXTENDED_CHUNK_BYTES: usize = 32;
 
 /// Flags of the greeting, and of the client's answer.
 pub mod handshake {
@@ -62,6 +68,44 @@ pub mod option {
     pub const SET_META_CONTEXT: u32 = 10;
     /// Lengths have 64 bits.
     pub const EXTENDED_HEADERS: u32 = 11;
+}
+
+/// What texts call an option.
+pub fn option_name(option: u32) -> &'static str {
+    match option {
+        option::EXPORT_NAME => "export name",
+        option::ABORT => "abort",
+        option::LIST => "list",
+        option::STARTTLS => "starttls",
+        option::INFO => "info",
+        option::GO => "go",
+        option::STRUCTURED_REPLY => "structured reply",
+        option::LIST_META_CONTEXT => "list meta context",
+        option::SET_META_CONTEXT => "set meta context",
+        option::EXTENDED_HEADERS => "extended headers",
+        _ => "<unknown>",
+    }
+}
+
+/// What texts call an answer to an option.
+pub fn option_reply_name(reply: u32) -> &'static str {
+    match reply {
+        option_reply::ACK => "ack",
+        option_reply::SERVER => "server",
+        option_reply::INFO => "info",
+        option_reply::META_CONTEXT => "meta context",
+        option_reply::ERR_UNSUP => "unsupported",
+        option_reply::ERR_POLICY => "denied by policy",
+        option_reply::ERR_INVALID => "invalid",
+        option_reply::ERR_PLATFORM => "platform lacks support",
+        option_reply::ERR_TLS_REQD => "TLS required",
+        option_reply::ERR_UNKNOWN => "export unknown",
+        option_reply::ERR_SHUTDOWN => "server shutting down",
+        option_reply::ERR_BLOCK_SIZE_REQD => "block size required",
+        option_reply::ERR_TOO_BIG => "option payload too big",
+        option_reply::ERR_EXT_HEADER_REQD => "extended headers required",
+        _ => "<unknown>",
+    }
 }
 
 /// Answers to options.

@@ -1,0 +1,185 @@
+//! How a connection comes to be, also again and again.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use ringback_net::{Address, Connection, Reader};
+use ringback_ring::Shard;
+use ringback_ring::socket::Batch;
+
+use super::error::NbdError;
+use super::negotiation::{Wishes, negotiate};
+use super::terms::{Headers, Terms};
+use super::wire::{Request, command};
+
+pub(super) const SECOND_NS: u64 = 1_000_000_000;
+
+/// How long connecting and negotiating may take where nobody says.
+pub(super) const ATTEMPT_NS: u64 = 30 * SECOND_NS;
+
+/// Pauses between attempts grow up to this.
+const PAUSE_MAX_NS: u64 = 16 * SECOND_NS;
+
+/// What the standard library puts before a resolver's text.
+const RESOLVER_PREFIX: &str = "failed to lookup address information: ";
+
+/// Where an export is.
+#[derive(Clone, Debug)]
+pub(super) struct Server {
+    pub(super) address: Address,
+    pub(super) wishes: Wishes,
+}
+
+/// A connection on which an export has been chosen.
+pub(super) struct Connected {
+    pub(super) connection: Rc<Connection>,
+    pub(super) reader: Reader,
+    pub(super) terms: Terms,
+}
+
+impl Connected {
+    /// Takes leave before anything was asked.
+    pub(super) async fn leave(self) {
+        let mut batch = Batch::default();
+        push_request(&mut batch, self.terms.headers, &parting());
+        // Best effort: whoever does not read it finds the end.
+        let _ = self.connection.send(batch).await;
+    }
+}
+
+/// The request that ends a connection.
+pub(super) fn parting() -> Request {
+    Request {
+        flags: 0,
+        command: command::DISC,
+        cookie: 0,
+        offset: 0,
+        len: 0,
+    }
+}
+
+/// Appends a request without its payload.
+pub(super) fn push_request(batch: &mut Batch, headers: Headers, request: &Request) {
+    match headers {
+        Headers::Extended => batch.push_bytes(&request.encode_extended()),
+        Headers::Simple | Headers::Structured => batch.push_bytes(&request.encode()),
+    }
+}
+
+/// The pause after so many earlier pauses: 1, 2, 4, 8, 16, 16... seconds.
+pub(super) fn pause_ns(earlier: usize) -> u64 {
+    match earlier {
+        0..4 => SECOND_NS << earlier,
+        _ => PAUSE_MAX_NS,
+    }
+}
+
+/// Connects and negotiates, once.
+///
+/// # Errors
+///
+/// Also [`NbdError::Timeout`]; nothing is left open then.
+pub(super) async fn attempt(
+    shard: &Shard,
+    server: &Server,
+    limit_ns: u64,
+) -> Result<Connected, NbdError> {
+    let work = async {
+        let timeout = Some(Duration::from_nanos(limit_ns));
+        let socket = server.address.connect(shard, timeout).await;
+        let socket = socket.map_err(|error| connect_error(&server.address, &error))?;
+        negotiate_on(shard, socket, &server.wishes).await
+    };
+    let deadline_ns = shard.now_ns().saturating_add(limit_ns);
+    let done = within(shard, deadline_ns, work).await;
+    done.unwrap_or(Err(NbdError::Timeout))
+}
+
+/// Tries again and again for so long. Tells the last reason that is more than that
+/// time has run out.
+pub(super) async fn attempts(
+    shard: &Shard,
+    server: &Server,
+    limit_ns: u64,
+) -> Result<Connected, NbdError> {
+    let deadline_ns = shard.now_ns().saturating_add(limit_ns);
+    let mut reason = NbdError::Timeout;
+    for earlier in 0.. {
+        let left_ns = deadline_ns.saturating_sub(shard.now_ns());
+        match attempt(shard, server, left_ns).await {
+            Ok(connected) => return Ok(connected),
+            Err(NbdError::Timeout) => {}
+            Err(error) => reason = error,
+        }
+        let next_ns = shard.now_ns().saturating_add(pause_ns(earlier));
+        shard.sleep_until(next_ns.min(deadline_ns)).await;
+        if shard.now_ns() >= deadline_ns {
+            break;
+        }
+    }
+    Err(reason)
+}
+
+/// Negotiates on a connected socket.
+pub(super) async fn negotiate_on(
+    shard: &Shard,
+    socket: OwnedFd,
+    wishes: &Wishes,
+) -> Result<Connected, NbdError> {
+    let connection = Connection::new(shard, socket);
+    let mut reader = Reader::new(&connection);
+    let terms = negotiate(&connection, &mut reader, wishes).await?;
+    Ok(Connected {
+        connection,
+        reader,
+        terms,
+    })
+}
+
+fn connect_error(address: &Address, error: &io::Error) -> NbdError {
+    let text = error.to_string();
+    // QEMU puts no brackets around the colons of a host.
+    let address = match address {
+        Address::Tcp { host, port, .. } => format!("{host}:{port}"),
+        other => other.to_string(),
+    };
+    if let Some(reason) = text.strip_prefix(RESOLVER_PREFIX) {
+        return NbdError::Resolve {
+            address,
+            reason: reason.to_owned(),
+        };
+    }
+    let reason = match text.rfind(" (os error ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    };
+    NbdError::Connect { address, reason }
+}
+
+/// The result of some work, or none if time runs out first: then the work is
+/// dropped where it stands.
+async fn within<T>(shard: &Shard, deadline_ns: u64, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = std::pin::pin!(work);
+    let mut sleep = std::pin::pin!(shard.sleep_until(deadline_ns));
+    std::future::poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending => sleep.as_mut().poll(cx).map(|()| None),
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_sixteen_seconds() {
+        let seconds: Vec<u64> = (0..6)
+            .map(|earlier| pause_ns(earlier) / SECOND_NS)
+            .collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 16, 16]);
+    }
+}

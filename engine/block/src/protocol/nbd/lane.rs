@@ -1,0 +1,409 @@
+//! The requests of one shard, over connections that come and go.
+//!
+//! # When the connection breaks
+//!
+//! The owner's lane connects again, after pauses. Within the time that the user has
+//! given (`reconnect-delay`) requests wait, and those that were in flight are sent
+//! once more: each of them may be repeated without harm. After that time, or
+//! without one, requests fail at once until the server is back. What comes back
+//! must be the same export as far as anybody here relies on it. A server that
+//! comes back and goes again before it has answered anything has not been back: the
+//! pauses grow and the time runs on.
+//!
+//! Another shard's lane ends with its connection: its requests go the owner's way.
+//!
+//! A server that has broken the rules is not asked again.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::Poll;
+
+use ringback_ring::{Buf, Errno, LocalQueue, Shard, WaitQueue};
+
+use super::call::{Answer, Call, Failure};
+use super::client::Shared;
+use super::connect::{ATTEMPT_NS, Connected, SECOND_NS, attempt, pause_ns};
+use super::error::NbdError;
+use super::session::{End, transmit};
+use super::wire::Request;
+
+/// How long taking leave may take.
+const LEAVE_NS: u64 = SECOND_NS;
+/// After a connection for another shard could not be made, so long none is tried.
+const OTHERS_PAUSE_NS: u64 = 30 * SECOND_NS;
+
+/// A connection that has lasted so long is a new beginning.
+const SETTLED_NS: u64 = 16 * SECOND_NS;
+
+/// Pauses before attempts. The first attempt comes at once: most servers that go
+/// are restarted.
+#[derive(Debug, Default)]
+struct Pauses {
+    attempts: usize,
+}
+
+impl Pauses {
+    fn next_ns(&mut self) -> u64 {
+        let attempts = self.attempts;
+        self.attempts += 1;
+        match attempts.checked_sub(1) {
+            None => 0,
+            Some(earlier) => pause_ns(earlier),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Requests are sent.
+    Up,
+    /// They wait for a connection.
+    Waiting,
+    /// They fail at once; there may be a connection later.
+    Down,
+    /// There will be none.
+    Ended,
+}
+
+/// The requests of one shard to one server.
+pub(super) struct Lane {
+    shard: Shard,
+    shared: Arc<Shared>,
+    is_owner: bool,
+    phase: Cell<Phase>,
+    /// When requests give up waiting, in the shard's time.
+    patience_ns: Cell<u64>,
+    /// The present connection has been of use, or has lasted.
+    is_settled: Cell<bool>,
+    waiting: RefCell<VecDeque<Rc<Call>>>,
+    /// Something for the sender.
+    bell: LocalQueue,
+    is_closing: Cell<bool>,
+    /// Closing begins, and has ended.
+    closing: WaitQueue,
+    /// Of the present connection.
+    hang_up: RefCell<Option<Weak<ringback_net::Connection>>>,
+}
+
+impl Lane {
+    /// Begins with a connection.
+    pub(super) fn start(
+        shard: &Shard,
+        shared: &Arc<Shared>,
+        connected: Connected,
+        is_owner: bool,
+    ) -> Rc<Self> {
+        let lane = Rc::new(Self {
+            shard: shard.clone(),
+            shared: Arc::clone(shared),
+            is_owner,
+            phase: Cell::new(Phase::Up),
+            patience_ns: Cell::new(0),
+            is_settled: Cell::new(true),
+            waiting: RefCell::default(),
+            bell: LocalQueue::new(),
+            is_closing: Cell::new(false),
+            closing: WaitQueue::new(),
+            hang_up: RefCell::default(),
+        });
+        shard.spawn(Rc::clone(&lane).run(connected));
+        lane
+    }
+
+    pub(super) fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.is_closing.get()
+    }
+
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.borrow().is_empty()
+    }
+
+    pub(super) fn next_waiting(&self) -> Option<Rc<Call>> {
+        self.waiting.borrow_mut().pop_front()
+    }
+
+    /// Lets the sender look again.
+    pub(super) fn ring(&self) {
+        self.bell.wake_all();
+    }
+
+    /// Waits for [`Lane::ring`] until there is a reason.
+    pub(super) async fn wait_until(&self, is_due: impl FnMut() -> bool) {
+        self.bell.wait_until(is_due).await;
+    }
+
+    /// Sends a request and waits for its end. The buffer comes back.
+    pub(super) async fn call(
+        &self,
+        request: Request,
+        cargo: Option<(Buf, Range<usize>)>,
+    ) -> (Result<Answer, Failure>, Option<Buf>) {
+        let call = Rc::new(Call::new(request, cargo));
+        match self.phase.get() {
+            _ if self.is_closing.get() => call.fail(Errno::EIO),
+            Phase::Up | Phase::Waiting => {
+                self.waiting.borrow_mut().push_back(Rc::clone(&call));
+                self.ring();
+            }
+            Phase::Down => call.fail(Errno::EIO),
+            Phase::Ended => call.end(Err(self.last_word())),
+        }
+        call.wait().await
+    }
+
+    /// What requests are told that this lane will not serve any more.
+    fn last_word(&self) -> Failure {
+        if self.is_owner || self.shared.is_dead() || self.is_closing.get() {
+            Failure::Error(Errno::EIO)
+        } else {
+            Failure::Lost
+        }
+    }
+
+    fn end_waiting(&self, failure: Failure) {
+        let waiting = self.waiting.take();
+        for call in waiting {
+            call.end(Err(failure));
+        }
+    }
+
+    async fn run(self: Rc<Self>, mut connected: Connected) {
+        let mut pauses = Pauses::default();
+        loop {
+            let begin_ns = self.shard.now_ns();
+            *self.hang_up.borrow_mut() = Some(Rc::downgrade(&connected.connection));
+            let (end, unfinished) = transmit(&self, connected).await;
+            self.tell_of(&end);
+            if let End::Violation(_) = end {
+                self.shared.kill();
+            }
+            self.take_back(unfinished);
+            if !self.is_owner || self.shared.is_dead() || self.is_closing.get() {
+                break;
+            }
+            if self.is_settled.get() || self.shard.now_ns() - begin_ns >= SETTLED_NS {
+                pauses = Pauses::default();
+                self.begin_outage();
+            } else {
+                self.go_on_with_outage();
+            }
+            self.is_settled.set(false);
+            match self.connect_again(&mut pauses).await {
+                Some(again) => connected = again,
+                None => break,
+            }
+            self.phase.set(Phase::Up);
+            self.shared.set_up(true, &connected.terms);
+        }
+        self.phase.set(Phase::Ended);
+        if self.is_owner {
+            self.shared.set_down();
+        }
+        self.end_waiting(self.last_word());
+        self.shared.forget_lane(&self.shard, &self);
+        self.closing.wake_all();
+    }
+
+    /// What has not been answered comes before what has not been sent.
+    fn take_back(&self, unfinished: Vec<Rc<Call>>) {
+        let mut waiting = self.waiting.borrow_mut();
+        for call in unfinished.into_iter().rev() {
+            waiting.push_front(call);
+        }
+    }
+
+    fn tell_of(&self, end: &End) {
+        let server = &self.shared.server.address;
+        match end {
+            _ if self.is_closing.get() => {}
+            End::Lost(why) => tracing::warn!(%server, "NBD connection lost: {why}"),
+            End::Violation(what) => {
+                tracing::error!(%server, "the NBD server breaks the rules and is left: {what}");
+            }
+        }
+    }
+
+    /// The server has answered something.
+    pub(super) fn settle(&self) {
+        self.is_settled.set(true);
+    }
+
+    /// Requests wait from here on, but not for ever.
+    fn begin_outage(self: &Rc<Self>) {
+        let patience_ns = self.shard.now_ns() + self.shared.reconnect_delay_ns;
+        self.patience_ns.set(patience_ns);
+        self.go_on_with_outage();
+        if self.phase.get() != Phase::Waiting {
+            return;
+        }
+        let (lane, shard) = (Rc::downgrade(self), self.shard.clone());
+        self.shard.spawn(async move {
+            shard.sleep_until(patience_ns).await;
+            if let Some(lane) = lane.upgrade()
+                && lane.patience_ns.get() == patience_ns
+                && lane.phase.get() == Phase::Waiting
+            {
+                lane.give_up();
+            }
+        });
+    }
+
+    fn go_on_with_outage(&self) {
+        self.shared.set_down();
+        if self.shard.now_ns() >= self.patience_ns.get() {
+            self.give_up();
+        } else {
+            self.phase.set(Phase::Waiting);
+        }
+    }
+
+    fn give_up(&self) {
+        self.phase.set(Phase::Down);
+        self.end_waiting(Failure::Error(Errno::EIO));
+    }
+
+    /// None: somebody has closed the node.
+    async fn connect_again(&self, pauses: &mut Pauses) -> Option<Connected> {
+        loop {
+            let pause_ns = pauses.next_ns();
+            self.unless_closing(self.shard.sleep_ns(pause_ns)).await?;
+            match self.unless_closing(self.try_again()).await? {
+                Ok(connected) => return Some(connected),
+                Err(error) => self.tell_of_refusal(&error),
+            }
+        }
+    }
+
+    /// Some work, or none when somebody closes the node: then the work is dropped
+    /// where it stands.
+    async fn unless_closing<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = std::pin::pin!(work);
+        std::future::poll_fn(|cx| {
+            self.closing.push(cx.waker().clone());
+            if self.is_closing.get() {
+                return Poll::Ready(None);
+            }
+            work.as_mut().poll(cx).map(Some)
+        })
+        .await
+    }
+
+    async fn try_again(&self) -> Result<Connected, NbdError> {
+        let shared = &self.shared;
+        let connected = attempt(&self.shard, &shared.server, ATTEMPT_NS).await?;
+        if let Err(error) = shared.check_successor(&connected.terms) {
+            connected.leave().await;
+            return Err(error);
+        }
+        Ok(connected)
+    }
+
+    fn tell_of_refusal(&self, error: &NbdError) {
+        let server = &self.shared.server.address;
+        match error {
+            NbdError::Changed(_) => tracing::error!(%server, "not connected again: {error}"),
+            _ => tracing::info!(%server, "not connected again: {error}"),
+        }
+    }
+
+    /// Takes leave of the server; nothing should be in flight.
+    pub(super) async fn close(&self) {
+        self.is_closing.set(true);
+        self.closing.wake_all();
+        self.ring();
+        let has_ended = || self.phase.get() == Phase::Ended;
+        let deadline_ns = self.shard.now_ns() + LEAVE_NS;
+        let closing = &[&self.closing];
+        if !self.shard.wait(closing, Some(deadline_ns), has_ended).await
+            && let Some(connection) = self.hang_up.borrow().as_ref().and_then(Weak::upgrade)
+        {
+            connection.shut_down();
+        }
+    }
+}
+
+/// What a shard has to do with a server.
+#[derive(Default)]
+struct Entry {
+    lane: Option<Rc<Lane>>,
+    /// Nobody tries to connect before then, in the shard's time.
+    next_try_ns: u64,
+}
+
+/// The lanes of one shard, by the number of the node.
+#[derive(Default)]
+pub(super) struct Lanes {
+    entries: RefCell<BTreeMap<u64, Entry>>,
+}
+
+impl Lanes {
+    pub(super) fn get(&self, node: u64) -> Option<Rc<Lane>> {
+        self.entries.borrow().get(&node)?.lane.clone()
+    }
+
+    pub(super) fn insert(&self, node: u64, lane: Rc<Lane>) {
+        self.entries.borrow_mut().entry(node).or_default().lane = Some(lane);
+    }
+
+    /// The node is closed.
+    pub(super) fn remove(&self, node: u64) -> Option<Rc<Lane>> {
+        self.entries.borrow_mut().remove(&node)?.lane
+    }
+
+    /// A lane has ended.
+    pub(super) fn forget(&self, node: u64, lane: &Rc<Lane>) {
+        if let Some(entry) = self.entries.borrow_mut().get_mut(&node)
+            && entry.lane.as_ref().is_some_and(|own| Rc::ptr_eq(own, lane))
+        {
+            entry.lane = None;
+        }
+    }
+
+    /// Makes a connection of this shard's own, unless that is being tried already or
+    /// has failed a short while ago. Nobody waits for it.
+    pub(super) fn connect(self: &Rc<Self>, shard: &Shard, shared: &Arc<Shared>) {
+        let now_ns = shard.now_ns();
+        let mut entries = self.entries.borrow_mut();
+        let entry = entries.entry(shared.node).or_default();
+        if entry.lane.is_some() || now_ns < entry.next_try_ns {
+            return;
+        }
+        entry.next_try_ns = now_ns.saturating_add(ATTEMPT_NS + OTHERS_PAUSE_NS);
+        drop(entries);
+        let (lanes, shard_of_task, shared) = (Rc::clone(self), shard.clone(), Arc::clone(shared));
+        shard.spawn(async move {
+            let shard = shard_of_task;
+            match attempt(&shard, &shared.server, ATTEMPT_NS).await {
+                Ok(connected) if lanes.may_begin(&shared, &connected) => {
+                    let lane = Lane::start(&shard, &shared, connected, false);
+                    lanes.insert(shared.node, lane);
+                    lanes.set_next_try(shared.node, shard.now_ns() + SECOND_NS);
+                }
+                Ok(connected) => connected.leave().await,
+                Err(error) => {
+                    let server = &shared.server.address;
+                    tracing::info!(%server, shard = shard.index(), "no further connection: {error}");
+                }
+            }
+        });
+    }
+
+    /// The node may have been closed meanwhile.
+    fn may_begin(&self, shared: &Shared, connected: &Connected) -> bool {
+        self.entries.borrow().contains_key(&shared.node)
+            && shared.check_successor(&connected.terms).is_ok()
+    }
+
+    fn set_next_try(&self, node: u64, at_ns: u64) {
+        if let Some(entry) = self.entries.borrow_mut().get_mut(&node) {
+            entry.next_try_ns = at_ns;
+        }
+    }
+}

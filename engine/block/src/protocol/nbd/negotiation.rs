@@ -1,0 +1,441 @@
+//! From the greeting to the export.
+//!
+//! The newer ways are asked for first; whatever a server refuses is done without,
+//! but for the export itself. A reply is looked at only after its whole header has
+//! been checked, and no length of a server makes us take memory before the bytes
+//! are there.
+
+use std::rc::Rc;
+
+use ringback_net::{Connection, Reader};
+use ringback_ring::socket::Batch;
+
+use super::error::NbdError;
+use super::terms::{Blocks, Headers, Terms};
+use super::wire::{
+    BASE_ALLOCATION, GREETING_MAGIC, OLD_STYLE_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC,
+    PAYLOAD_MAX, STRING_MAX, handshake, info, option, option_reply as reply,
+};
+
+/// What is asked of a server.
+#[derive(Clone, Debug)]
+pub(super) struct Wishes {
+    /// The export's name; empty is the server's own choice.
+    pub(super) export: String,
+    /// The context of metadata, if not the usual one.
+    pub(super) context: Option<String>,
+}
+
+impl Wishes {
+    fn context(&self) -> &str {
+        self.context.as_deref().unwrap_or(BASE_ALLOCATION)
+    }
+}
+
+/// Zeroes behind the answer to `EXPORT_NAME`, and in the greeting of old.
+const ZEROES: u64 = 124;
+/// Bytes of a server's explanation that are shown.
+const SHOWN_MAX: usize = 4096;
+
+/// A reply to an option, before its payload.
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    kind: u32,
+    len: u32,
+}
+
+impl Answer {
+    fn is_error(self) -> bool {
+        self.kind & reply::ERROR != 0
+    }
+}
+
+/// Negotiates on a new connection.
+///
+/// # Errors
+///
+/// The server refuses, is none, or breaks the rules. It has been told if it can be.
+pub(super) async fn negotiate(
+    connection: &Rc<Connection>,
+    reader: &mut Reader,
+    wishes: &Wishes,
+) -> Result<Terms, NbdError> {
+    let mut talk = Talk {
+        connection,
+        reader,
+        wishes,
+    };
+    let first = u64::from_be_bytes(talk.take("read initial magic").await?);
+    if first != GREETING_MAGIC {
+        return Err(NbdError::InitialMagic(first));
+    }
+    match u64::from_be_bytes(talk.take("read server magic").await?) {
+        OPTION_MAGIC => talk.new_style().await,
+        OLD_STYLE_MAGIC => talk.old_style().await,
+        other => Err(NbdError::ServerMagic(other)),
+    }
+}
+
+struct Talk<'a> {
+    connection: &'a Rc<Connection>,
+    reader: &'a mut Reader,
+    wishes: &'a Wishes,
+}
+
+impl Talk<'_> {
+    async fn take<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], NbdError> {
+        let taken = self.reader.take_array().await;
+        taken.map_err(|error| NbdError::read(what, error))
+    }
+
+    async fn skip(&mut self, len: u64) -> Result<(), NbdError> {
+        let skipped = self.reader.skip(len).await;
+        skipped.map_err(|error| NbdError::read("read option reply", error))
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), NbdError> {
+        let mut batch = Batch::default();
+        batch.push_bytes(bytes);
+        let sent = self.connection.send(batch).await;
+        sent.map(drop)
+            .map_err(|errno| NbdError::sent("send option request", errno))
+    }
+
+    async fn send_option(&mut self, option: u32, payload: &[u8]) -> Result<(), NbdError> {
+        let mut bytes = Vec::with_capacity(16 + payload.len());
+        bytes.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
+        bytes.extend_from_slice(&option.to_be_bytes());
+        bytes.extend_from_slice(&length(payload.len()));
+        bytes.extend_from_slice(payload);
+        self.send(&bytes).await
+    }
+
+    /// The next reply to an option.
+    async fn answer(&mut self, option: u32) -> Result<Answer, NbdError> {
+        let bytes: [u8; 20] = self.take("read option reply").await?;
+        let magic = u64::from_be_bytes(field(&bytes, 0));
+        let got = u32::from_be_bytes(field(&bytes, 8));
+        let kind = u32::from_be_bytes(field(&bytes, 12));
+        let len = u32::from_be_bytes(field(&bytes, 16));
+        if magic != OPTION_REPLY_MAGIC {
+            return Err(NbdError::ReplyMagic);
+        }
+        if got != option {
+            return Err(NbdError::OtherOption {
+                got,
+                wanted: option,
+            });
+        }
+        if len > PAYLOAD_MAX || (kind == reply::ACK && len != 0) {
+            return Err(NbdError::ReplyLength { option });
+        }
+        Ok(Answer { kind, len })
+    }
+
+    /// Reads what a server explains, and logs it: whoever looks for the reason
+    /// finds it there.
+    async fn explanation(&mut self, answer: Answer) -> Result<(), NbdError> {
+        let len = u64::from(answer.len);
+        let shown = (answer.len as usize).min(SHOWN_MAX);
+        let text = self.reader.take(shown).await;
+        let text = text.map_err(|error| NbdError::read("read option reply", error))?;
+        self.skip(len - shown as u64).await?;
+        if !text.is_empty() {
+            let text = harmless(&text);
+            tracing::info!(export = self.wishes.export, "server reported: {text}");
+        }
+        Ok(())
+    }
+
+    async fn new_style(&mut self) -> Result<Terms, NbdError> {
+        let offered = u16::from_be_bytes(self.take("read server flags").await?);
+        let flags = offered & (handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES);
+        self.send(&u32::from(flags).to_be_bytes()).await?;
+        let no_zeroes = flags & handshake::NO_ZEROES != 0;
+        if flags & handshake::FIXED_NEWSTYLE == 0 {
+            return self.export_name(Headers::Simple, None, no_zeroes).await;
+        }
+        let chosen = self.choose(no_zeroes).await;
+        if let Err(error) = &chosen
+            && !matches!(error, NbdError::Stream { .. })
+        {
+            // Best effort: whoever does not read it finds the end.
+            let _ = self.send_option(option::ABORT, &[]).await;
+        }
+        chosen
+    }
+
+    async fn choose(&mut self, no_zeroes: bool) -> Result<Terms, NbdError> {
+        let headers = if self.agree(option::EXTENDED_HEADERS).await? {
+            Headers::Extended
+        } else if self.agree(option::STRUCTURED_REPLY).await? {
+            Headers::Structured
+        } else {
+            Headers::Simple
+        };
+        let context = match headers {
+            Headers::Simple => None,
+            _ => self.set_context().await?,
+        };
+        match self.go(headers, context).await? {
+            Some(terms) => Ok(terms),
+            None => {
+                self.check_listed().await?;
+                self.export_name(headers, context, no_zeroes).await
+            }
+        }
+    }
+
+    /// Whether the server does what an option without a payload asks for.
+    async fn agree(&mut self, option: u32) -> Result<bool, NbdError> {
+        self.send_option(option, &[]).await?;
+        let answer = self.answer(option).await?;
+        if answer.is_error() {
+            self.skip(answer.len.into()).await?;
+            return Ok(false);
+        }
+        match answer.kind {
+            reply::ACK => Ok(true),
+            got => Err(NbdError::OtherReply {
+                got,
+                wanted: reply::ACK,
+            }),
+        }
+    }
+
+    /// The number of the context of metadata, if the export has it.
+    async fn set_context(&mut self) -> Result<Option<u32>, NbdError> {
+        const OPTION: u32 = option::SET_META_CONTEXT;
+        let query = self.wishes.context().to_owned();
+        let mut payload = name(&self.wishes.export);
+        payload.extend_from_slice(&1_u32.to_be_bytes());
+        payload.extend_from_slice(&name(&query));
+        self.send_option(OPTION, &payload).await?;
+        let mut context = None;
+        loop {
+            let answer = self.answer(OPTION).await?;
+            if answer.is_error() {
+                self.skip(answer.len.into()).await?;
+                return Ok(None);
+            }
+            match answer.kind {
+                reply::ACK => return Ok(context),
+                reply::META_CONTEXT if context.is_some() => return Err(NbdError::ManyContexts),
+                reply::META_CONTEXT => {
+                    let (number, got) = self.context(OPTION, answer).await?;
+                    if got != query.as_bytes() {
+                        return Err(NbdError::OtherContext {
+                            wanted: query,
+                            got: harmless(&got),
+                        });
+                    }
+                    context = Some(number);
+                }
+                got => {
+                    return Err(NbdError::OtherReply {
+                        got,
+                        wanted: reply::META_CONTEXT,
+                    });
+                }
+            }
+        }
+    }
+
+    async fn context(&mut self, option: u32, answer: Answer) -> Result<(u32, Vec<u8>), NbdError> {
+        let Some(name_len) = (answer.len as usize).checked_sub(4) else {
+            return Err(NbdError::ReplyLength { option });
+        };
+        if name_len > STRING_MAX {
+            return Err(NbdError::ReplyLength { option });
+        }
+        let number = u32::from_be_bytes(self.take("read option reply").await?);
+        let name = self.reader.take(name_len).await;
+        let name = name.map_err(|error| NbdError::read("read option reply", error))?;
+        Ok((number, name))
+    }
+
+    /// Chooses the export. None: the server does not know how.
+    async fn go(
+        &mut self,
+        headers: Headers,
+        context: Option<u32>,
+    ) -> Result<Option<Terms>, NbdError> {
+        const OPTION: u32 = option::GO;
+        let mut payload = name(&self.wishes.export);
+        payload.extend_from_slice(&1_u16.to_be_bytes());
+        payload.extend_from_slice(&info::BLOCK_SIZE.to_be_bytes());
+        self.send_option(OPTION, &payload).await?;
+        let (mut export, mut blocks) = (None, None);
+        loop {
+            let answer = self.answer(OPTION).await?;
+            if answer.is_error() {
+                self.explanation(answer).await?;
+                return match answer.kind {
+                    reply::ERR_UNSUP => Ok(None),
+                    reply::ERR_UNKNOWN => Err(NbdError::NoExport),
+                    code => Err(NbdError::Refused {
+                        code,
+                        option: OPTION,
+                    }),
+                };
+            }
+            match answer.kind {
+                // Flags of 0 cannot be: there is one which says that there are flags.
+                reply::ACK => match export {
+                    Some((size, flags)) if flags != 0 => {
+                        return Terms::new(size, flags, headers, context, blocks).map(Some);
+                    }
+                    _ => return Err(NbdError::NoInfo),
+                },
+                reply::INFO => self.info(answer, &mut export, &mut blocks).await?,
+                got => {
+                    return Err(NbdError::OtherReply {
+                        got,
+                        wanted: reply::INFO,
+                    });
+                }
+            }
+        }
+    }
+
+    /// A piece of information about the export.
+    async fn info(
+        &mut self,
+        answer: Answer,
+        export: &mut Option<(u64, u16)>,
+        blocks: &mut Option<Blocks>,
+    ) -> Result<(), NbdError> {
+        let wrong_length = Err(NbdError::ReplyLength { option: option::GO });
+        let Some(len) = answer.len.checked_sub(2) else {
+            return wrong_length;
+        };
+        match u16::from_be_bytes(self.take("read option reply").await?) {
+            info::EXPORT if len != 10 => wrong_length,
+            info::EXPORT => {
+                let bytes: [u8; 10] = self.take("read option reply").await?;
+                let size = u64::from_be_bytes(field(&bytes, 0));
+                *export = Some((size, u16::from_be_bytes(field(&bytes, 8))));
+                Ok(())
+            }
+            info::BLOCK_SIZE if len != 12 => wrong_length,
+            info::BLOCK_SIZE => {
+                let bytes: [u8; 12] = self.take("read option reply").await?;
+                let number = |from| u32::from_be_bytes(field(&bytes, from));
+                *blocks = Some(Blocks::new(number(0), number(4), number(8))?);
+                Ok(())
+            }
+            _ => self.skip(len.into()).await,
+        }
+    }
+
+    /// A server that lists its exports must list ours. One that does not is asked
+    /// for it all the same.
+    async fn check_listed(&mut self) -> Result<(), NbdError> {
+        const OPTION: u32 = option::LIST;
+        self.send_option(OPTION, &[]).await?;
+        let (mut is_empty, mut is_listed) = (true, false);
+        loop {
+            let answer = self.answer(OPTION).await?;
+            if answer.is_error() {
+                self.explanation(answer).await?;
+                return match answer.kind {
+                    reply::ERR_UNSUP => Ok(()),
+                    code => Err(NbdError::Refused {
+                        code,
+                        option: OPTION,
+                    }),
+                };
+            }
+            match answer.kind {
+                reply::ACK if is_empty || is_listed => return Ok(()),
+                reply::ACK => return Err(NbdError::NotListed(self.wishes.export.clone())),
+                reply::SERVER => {
+                    is_empty = false;
+                    is_listed |= self.is_ours(answer).await?;
+                }
+                got => {
+                    return Err(NbdError::OtherReply {
+                        got,
+                        wanted: reply::SERVER,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Whether an entry of the list names our export.
+    async fn is_ours(&mut self, answer: Answer) -> Result<bool, NbdError> {
+        let wrong_length = NbdError::ReplyLength {
+            option: option::LIST,
+        };
+        let Some(rest) = answer.len.checked_sub(4) else {
+            return Err(wrong_length);
+        };
+        let name_len = u32::from_be_bytes(self.take("read option reply").await?);
+        if name_len > rest {
+            return Err(wrong_length);
+        }
+        let wanted = self.wishes.export.as_bytes();
+        if name_len as usize != wanted.len() {
+            self.skip(rest.into()).await?;
+            return Ok(false);
+        }
+        let name = self.reader.take(wanted.len()).await;
+        let name = name.map_err(|error| NbdError::read("read option reply", error))?;
+        self.skip(u64::from(rest - name_len)).await?;
+        Ok(name == wanted)
+    }
+
+    /// The oldest way to choose: a server that does not like the name hangs up.
+    async fn export_name(
+        &mut self,
+        headers: Headers,
+        context: Option<u32>,
+        no_zeroes: bool,
+    ) -> Result<Terms, NbdError> {
+        let export = self.wishes.export.clone();
+        self.send_option(option::EXPORT_NAME, export.as_bytes())
+            .await?;
+        let size = u64::from_be_bytes(self.take("read export length").await?);
+        let flags = u16::from_be_bytes(self.take("read export flags").await?);
+        if !no_zeroes {
+            self.skip(ZEROES).await?;
+        }
+        Terms::new(size, flags, headers, context, None)
+    }
+
+    async fn old_style(&mut self) -> Result<Terms, NbdError> {
+        if !self.wishes.export.is_empty() {
+            return Err(NbdError::OldStyleName);
+        }
+        let size = u64::from_be_bytes(self.take("read export length").await?);
+        let flags = u32::from_be_bytes(self.take("read export flags").await?);
+        let flags = u16::try_from(flags).map_err(|_| NbdError::ExportFlags(flags))?;
+        self.skip(ZEROES).await?;
+        Terms::new(size, flags, Headers::Simple, None, None)
+    }
+}
+
+fn field<const N: usize>(bytes: &[u8], from: usize) -> [u8; N] {
+    let mut field = [0; N];
+    field.copy_from_slice(&bytes[from..from + N]);
+    field
+}
+
+/// A text of the server's, without what would do something to a terminal.
+fn harmless(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let shown = |c: char| if c.is_control() { ' ' } else { c };
+    text.chars().map(shown).collect()
+}
+
+/// A length of 32 bits, as it is sent.
+fn length(len: usize) -> [u8; 4] {
+    let len = u32::try_from(len).expect("names and queries have been checked");
+    len.to_be_bytes()
+}
+
+/// A name with its length before it.
+fn name(text: &str) -> Vec<u8> {
+    [&length(text.len()), text.as_bytes()].concat()
+}

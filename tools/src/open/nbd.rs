@@ -1,0 +1,131 @@
+//! From the options of `nbd` to what the engine connects to.
+
+use ringback_block::graph::NodeSpec;
+use ringback_block::protocol::nbd::Options;
+use ringback_net::Address;
+use ringback_qmp_shim::blockdev::{NbdOptions, Settings};
+use ringback_qmp_shim::command_line::{InetAddress, SocketAddress, UnixAddress};
+
+/// Longest path of a UNIX socket, in bytes.
+const PATH_MAX: usize = 107;
+
+/// An export of a server.
+pub(super) fn nbd(options: &NbdOptions, settings: &Settings) -> Result<NodeSpec, String> {
+    if let Some(credentials) = &options.tls_creds {
+        return Err(format!(
+            "tls-creds='{credentials}' cannot be used: ringback connects to NBD servers without \
+             TLS only"
+        ));
+    }
+    Ok(NodeSpec::Nbd(Box::new(Options {
+        address: address(&options.server)?,
+        export: options.export.clone().unwrap_or_default(),
+        context: options.x_dirty_bitmap.clone(),
+        reconnect_delay_s: options.reconnect_delay.unwrap_or(0),
+        open_timeout_s: options.open_timeout.unwrap_or(0),
+        write: !settings.read_only,
+        auto_read_only: settings.auto_read_only,
+    })))
+}
+
+fn address(server: &SocketAddress) -> Result<Address, String> {
+    match server {
+        SocketAddress::Unix(unix) => unix_address(unix),
+        SocketAddress::Inet(inet) => inet_address(inet),
+        SocketAddress::Fd(_) => Err(
+            "An NBD server cannot be reached over a descriptor (server.type=fd): it could not \
+             be connected to again"
+                .into(),
+        ),
+    }
+}
+
+fn unix_address(unix: &UnixAddress) -> Result<Address, String> {
+    let path = &unix.path;
+    if path.len() > PATH_MAX {
+        return Err(format!("UNIX socket path '{path}' is too long"));
+    }
+    if path.contains('\0') {
+        return Err("The path of a UNIX socket contains a NUL character".into());
+    }
+    if !unix.is_abstract {
+        return Ok(Address::Unix(path.into()));
+    }
+    let mut name = path.clone().into_bytes();
+    if !unix.is_tight {
+        name.resize(PATH_MAX, 0);
+    }
+    Ok(Address::Abstract(name))
+}
+
+fn inet_address(inet: &InetAddress) -> Result<Address, String> {
+    let (host, port) = (&inet.host, &inet.port);
+    let unresolved = |why: &str| format!("address resolution failed for {host}:{port}: {why}");
+    // Names of services are not looked up.
+    let number = port
+        .parse()
+        .map_err(|_| unresolved("Servname not supported for ai_socktype"))?;
+    let is_number = host.parse::<std::net::IpAddr>().is_ok();
+    if host.is_empty() || (inet.numeric && !is_number) {
+        return Err(unresolved("Name or service not known"));
+    }
+    let is_ipv4 = match (inet.ipv4, inet.ipv6) {
+        (Some(false), Some(false)) => {
+            return Err("Cannot disable IPv4 and IPv6 at same time".into());
+        }
+        (Some(true), Some(true)) | (None, None) => None,
+        (Some(is_ipv4), _) => Some(is_ipv4),
+        (None, Some(is_ipv6)) => Some(!is_ipv6),
+    };
+    Ok(Address::Tcp {
+        host: host.clone(),
+        port: number,
+        is_ipv4,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inet(host: &str, port: &str) -> InetAddress {
+        InetAddress {
+            host: host.into(),
+            port: port.into(),
+            ..InetAddress::default()
+        }
+    }
+
+    #[test]
+    fn ports_and_hosts_are_checked_before_anybody_is_asked() {
+        for (host, port, why) in [
+            ("h", "x", "Servname not supported for ai_socktype"),
+            ("h", "70000", "Servname not supported for ai_socktype"),
+            ("", "1", "Name or service not known"),
+        ] {
+            let wanted = format!("address resolution failed for {host}:{port}: {why}");
+            assert_eq!(inet_address(&inet(host, port)), Err(wanted));
+        }
+        let numeric = InetAddress {
+            numeric: true,
+            ..inet("h", "1")
+        };
+        assert!(inet_address(&numeric).is_err());
+        assert!(inet_address(&inet("::1", "10809")).is_ok());
+    }
+
+    #[test]
+    fn abstract_names_can_be_filled_up() {
+        let unix = |is_tight| UnixAddress {
+            path: "a".into(),
+            is_abstract: true,
+            is_tight,
+        };
+        assert_eq!(
+            unix_address(&unix(true)),
+            Ok(Address::Abstract(b"a".to_vec()))
+        );
+        let filled = unix_address(&unix(false));
+        assert!(matches!(filled, Ok(Address::Abstract(name)) if name.len() == PATH_MAX));
+    }
+}
