@@ -289,6 +289,7 @@ impl Session {
             },
             options: copy_before_write::Options {
                 compress: self.context.args.compress,
+                shares_writes: self.context.args.force_share,
                 ..copy_before_write::Options::default()
             },
         };

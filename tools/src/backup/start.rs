@@ -10,7 +10,7 @@ use super::args::Args;
 use super::place::Place;
 use super::session::{Context, Session};
 use super::source::{Selection, Source};
-use super::state::{Description, Options, State};
+use super::state::{Description, Options, Stage, State};
 use super::target::{Backing, Plan};
 
 /// Opens everything that a run needs, and writes the first state.
@@ -60,6 +60,12 @@ pub(crate) async fn open(shard: &Shard, context: Context) -> Result<Session, Str
         None => State::new(description),
         Some(state) => match state.backup.difference(&description) {
             None => state,
+            Some(why) if state.stage == Stage::Copied => {
+                return Err(mismatch(
+                    state_path.as_deref(),
+                    &format!("{why} (and by then everything had been copied)"),
+                ));
+            }
             Some(why) => return Err(mismatch(state_path.as_deref(), &why)),
         },
     };

@@ -49,7 +49,7 @@ impl Backing {
             return fail("the target of an incremental backup must be a file");
         };
         if is_same(&path, overlay) {
-            return fail("it is the target itself");
+            return fail("it is the target, too");
         }
         let beside = directory_of(overlay).canonicalize().ok();
         let is_beside = full.parent().map(Path::to_owned) == beside;

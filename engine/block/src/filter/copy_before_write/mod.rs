@@ -87,6 +87,9 @@ pub struct Options {
     pub target_cluster_size: u64,
     /// What is saved is stored compressed.
     pub compress: bool,
+    /// Other processes may write to the disk. What they overwrite is not saved:
+    /// what is copied is then of no single instant.
+    pub shares_writes: bool,
 }
 
 /// What a filter saves.
@@ -269,6 +272,11 @@ impl CopyBeforeWrite {
     /// Unit of copying in bytes.
     pub fn cluster_size(&self) -> u64 {
         self.cluster_size
+    }
+
+    /// Whether it is of no concern what other processes write to the disk.
+    pub(crate) fn shares_writes(&self) -> bool {
+        self.options.shares_writes
     }
 
     /// The disk below the filter, as it is now.
