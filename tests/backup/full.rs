@@ -117,7 +117,7 @@ fn an_existing_target_is_replaced_if_that_is_said() {
     }
     let place = Place::new();
     place.raw("a.raw", 4 * MIB);
-    place.full_raw("b.raw", 8 * MIB);
+    place.full_raw("b.raw", 8 * MIB + 1);
     place.refused(1, "a.raw b.raw", "--overwrite replaces it");
     place.backup("a.raw b.raw --overwrite").succeeded();
     place.assert_same("a.raw", "b.raw");

@@ -3,8 +3,8 @@
 
 use std::process::Command;
 
-use ringback_tests::image::MIB;
-use ringback_tests::process::{Running, run, wait_for};
+use ringback_tests::image::{MIB, content};
+use ringback_tests::process::{Running, wait_for};
 
 use crate::harness::{Place, can_judge, exists};
 
@@ -95,8 +95,13 @@ fn a_raw_disk_that_looks_like_an_image_is_not_taken_for_one() {
 fn writer(image: &std::path::Path) -> Running {
     let mut qemu_io = Command::new("qemu-io");
     qemu_io.args(["-f", "raw"]).arg(image);
-    qemu_io.args(["-c", "write -P 1 0 512", "-c", "sleep 600000"]);
+    qemu_io.args(["-c", "write -P 170 0 512", "-c", "sleep 600000"]);
     Running::start(&mut qemu_io)
+}
+
+/// Waits until it has the image open: nothing else there is even.
+fn wait_for_writer(image: &std::path::Path) {
+    wait_for("the other writer", || content(image)[0] == 170);
 }
 
 #[test]
@@ -107,12 +112,7 @@ fn a_source_that_somebody_writes_to_is_refused() {
     let place = Place::new();
     let path = place.full_raw("a.raw", 2 * MIB);
     let writer = writer(&path);
-    wait_for("the other writer", || {
-        let info = run(Command::new("qemu-img")
-            .args(["info", "-f", "raw"])
-            .arg(&path));
-        !info.status.success()
-    });
+    wait_for_writer(&path);
     place.refused(1, "a.raw b.raw", "Is another process using the image");
     assert!(!exists(&place.path("b.raw")));
     place
@@ -131,12 +131,7 @@ fn a_target_that_somebody_uses_is_refused() {
     let path = place.full_raw("b.raw", 2 * MIB);
     let before = std::fs::read(&path).expect("the target");
     let writer = writer(&path);
-    wait_for("the other writer", || {
-        let info = run(Command::new("qemu-img")
-            .args(["info", "-f", "raw"])
-            .arg(&path));
-        !info.status.success()
-    });
+    wait_for_writer(&path);
     place.backup("a.raw b.raw --overwrite").failed_with(1);
     let after = std::fs::read(&path).expect("the target");
     assert!(before[512..] == after[512..], "it was overwritten");

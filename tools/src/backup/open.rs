@@ -14,12 +14,12 @@ use serde_json::{Map, Value};
 use super::args::CacheArg;
 use crate::open::{self, Chain};
 
-/// How long a lock is tried again: a process that was killed gives its files
-/// back a moment after its end, when the kernel has taken its ring apart.
-const PATIENCE_NS: u64 = 3_000_000_000;
+/// How long a lock is tried again: a process with a ring gives its files back a
+/// moment after its end, when the kernel has taken the ring apart.
+const PATIENCE_NS: u64 = 1_000_000_000;
 const RETRY_NS: u64 = 50_000_000;
 /// What every refusal has in it that another process is behind.
-const LOCKED: &str = "Is another process using the image";
+pub(crate) const LOCKED: &str = "Is another process using the image";
 
 /// A disk to be opened.
 pub(crate) struct Wanted<'a> {
@@ -32,8 +32,6 @@ pub(crate) struct Wanted<'a> {
     /// Who uses it, for messages.
     pub(crate) user: &'a str,
     pub(crate) access: Access,
-    /// Wait a moment for a process that has just died.
-    pub(crate) is_patient: bool,
 }
 
 /// A disk that is open and in use.
@@ -100,11 +98,7 @@ impl Wanted<'_> {
         let deadline_ns = shard.now_ns().saturating_add(PATIENCE_NS);
         loop {
             match self.try_caches(shard, graph).await {
-                Err(error)
-                    if self.is_patient
-                        && error.contains(LOCKED)
-                        && shard.now_ns() < deadline_ns =>
-                {
+                Err(error) if error.contains(LOCKED) && shard.now_ns() < deadline_ns => {
                     shard.sleep_ns(RETRY_NS).await;
                 }
                 result => return result,

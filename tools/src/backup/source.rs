@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::args::Args;
-use super::open::{Disk, Wanted};
+use super::open::{Disk, LOCKED, Wanted};
 use super::place::{Identity, Place, reason};
 use super::state::{BitmapDescription, SourceDescription};
 use crate::open::{HEAD_BYTES, probed_format};
@@ -50,7 +50,6 @@ impl Source {
         shard: &Shard,
         graph: &mut Graph,
         args: &Args,
-        is_patient: bool,
     ) -> Result<Self, String> {
         let place = Place::of(&args.source)?;
         if matches!(place, Place::Missing(_)) {
@@ -74,10 +73,9 @@ impl Source {
                 alone_writing: !args.force_share,
                 resize: false,
             },
-            is_patient,
         };
         let disk = wanted.open(shard, graph).await.map_err(|error| {
-            if error.contains("Is another process using the image") {
+            if error.contains(LOCKED) {
                 format!("{error}\nA backup of a disk that is being written to is of no single instant; --force-share makes one all the same")
             } else {
                 error

@@ -27,7 +27,7 @@ pub(crate) async fn open(shard: &Shard, context: Context) -> Result<Session, Str
     let backing = Backing::find(args, &place)?;
     let mut graph = Graph::new();
     let is_resumed = found.is_some();
-    let source = Source::open(shard, &mut graph, args, is_resumed).await?;
+    let source = Source::open(shard, &mut graph, args).await?;
     let backing = match source.selection {
         // It stands for itself.
         Selection::FullInstead { .. } => None,
@@ -69,7 +69,7 @@ pub(crate) async fn open(shard: &Shard, context: Context) -> Result<Session, Str
             Some(why) => return Err(mismatch(state_path.as_deref(), &why)),
         },
     };
-    let target = plan.open(shard, &mut graph, is_resumed).await?;
+    let target = plan.open(shard, &mut graph).await?;
     Ok(Session {
         context,
         graph,

@@ -138,6 +138,9 @@ impl Plan<'_> {
     /// The reason.
     pub(crate) async fn make(&mut self, shard: &Shard, graph: &mut Graph) -> Result<(), String> {
         let format = self.format();
+        if matches!(self.place, Place::File(_)) {
+            self.check_alone(shard, graph).await?;
+        }
         match (self.place.clone(), format) {
             (Place::Missing(path) | Place::File(path), _) => {
                 let text = path.to_str().ok_or("the target's name is not UTF-8")?;
@@ -202,13 +205,8 @@ impl Plan<'_> {
     /// # Errors
     ///
     /// The reason; nothing is open then.
-    pub(crate) async fn open(
-        &self,
-        shard: &Shard,
-        graph: &mut Graph,
-        is_patient: bool,
-    ) -> Result<Disk, String> {
-        let disk = self.open_window(shard, graph, None, is_patient).await?;
+    pub(crate) async fn open(&self, shard: &Shard, graph: &mut Graph) -> Result<Disk, String> {
+        let disk = self.open_window(shard, graph, None).await?;
         let size = graph.size(disk.node()).map_err(|error| error.to_string())?;
         if size < self.size || (size > self.size && self.format() == Format::Qcow2) {
             return Err(self.wrong(&format!("it has {size} bytes and the source {}", self.size)));
@@ -221,8 +219,7 @@ impl Plan<'_> {
         crate::open::close(shard, graph, &disk.chain.nodes)
             .await
             .map_err(|error| self.wrong(&graph_reason(error)))?;
-        self.open_window(shard, graph, Some(self.size), is_patient)
-            .await
+        self.open_window(shard, graph, Some(self.size)).await
     }
 
     async fn open_window(
@@ -230,7 +227,6 @@ impl Plan<'_> {
         shard: &Shard,
         graph: &mut Graph,
         size: Option<u64>,
-        is_patient: bool,
     ) -> Result<Disk, String> {
         let mut options = Map::new();
         // Such a name says itself what it is.
@@ -240,7 +236,11 @@ impl Plan<'_> {
         if let Some(size) = size {
             options.insert("size".into(), Value::from(size.to_string()));
         }
-        let wanted = Wanted {
+        self.wanted(options).open(shard, graph).await
+    }
+
+    fn wanted(&self, options: Map<String, Value>) -> Wanted<'_> {
+        Wanted {
             name: self.name(),
             options,
             write: true,
@@ -253,9 +253,19 @@ impl Plan<'_> {
                 alone_writing: true,
                 resize: false,
             },
-            is_patient,
-        };
-        wanted.open(shard, graph).await
+        }
+    }
+
+    /// Whoever else writes to a file would find it emptied: making one minds
+    /// only others who make one.
+    async fn check_alone(&self, shard: &Shard, graph: &mut Graph) -> Result<(), String> {
+        let mut options = Map::new();
+        options.insert("driver".into(), Value::from("file"));
+        let disk = self.wanted(options).open(shard, graph).await?;
+        graph.detach(disk.user).await;
+        crate::open::close(shard, graph, &disk.chain.nodes)
+            .await
+            .map_err(|error| self.wrong(&graph_reason(error)))
     }
 
     /// How it is recognized.
