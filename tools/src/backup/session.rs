@@ -479,7 +479,7 @@ impl Session {
 
     /// How to go on.
     fn hint(&self) -> Option<String> {
-        let path = self.state_path.as_ref()?;
+        let path = self.state_path.as_ref().filter(|path| path.exists())?;
         Some(format!(
             "'{}' says what is on the target: the same command with --resume instead of \
              --overwrite goes on",
