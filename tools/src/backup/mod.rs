@@ -5,7 +5,8 @@
 //! | --- | --- |
 //! | `args` | the command line |
 //! | `start` | what is opened, and whether an earlier run is gone on with |
-//! | `session` | the run from there to the last word about the bitmap |
+//! | `session` | the run: what is there is checked, the rest copied, all compared |
+//! | `finish` | the last word about bitmap and state |
 //! | `source`, `target` | the two disks |
 //! | `open`, `place` | from a name to a disk, and how that is recognized later |
 //! | `state` | the file that says what is on the target |
@@ -18,6 +19,7 @@
 pub(crate) mod args;
 mod bitmap;
 mod compare;
+mod finish;
 mod interrupt;
 mod open;
 mod outcome;
