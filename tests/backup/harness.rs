@@ -80,6 +80,14 @@ impl Place {
         command
     }
 
+    /// The same, started by another program.
+    pub(crate) fn under(&self, program: &str, words: &str) -> Command {
+        let mut command = self.tool(program, "");
+        command.arg(ringback()).arg("backup");
+        command.args(words.split_whitespace());
+        command
+    }
+
     #[track_caller]
     pub(crate) fn backup(&self, words: &str) -> Finished {
         run(&mut self.command(words))

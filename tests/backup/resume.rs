@@ -5,7 +5,8 @@ use std::os::unix::process::ExitStatusExt;
 
 use nix::sys::signal::Signal;
 use ringback_tests::image::{MIB, noise, write_at};
-use ringback_tests::process::Finished;
+use ringback_tests::needs::{Need, needs};
+use ringback_tests::process::{Finished, Running, wait_for};
 
 use crate::harness::{Place, can_judge, exists, state_of};
 
@@ -83,6 +84,23 @@ fn after_a_kill() {
 }
 
 #[test]
+fn under_nohup_it_outlives_the_terminal() {
+    if !can_judge() || !needs(&[Need::Program("nohup")]) {
+        return;
+    }
+    let place = Place::new();
+    place.full_raw("a.raw", SIZE);
+    let words = format!("a.raw b.raw {SLOWLY}");
+    let running = Running::start(&mut place.under("nohup", &words));
+    place.wait_for_note("b.raw");
+    running.signal(Signal::SIGHUP);
+    let before = place.noted("b.raw");
+    wait_for("more to be done", || place.noted("b.raw") > before);
+    running.signal(Signal::SIGTERM);
+    running.finish().failed_with(143);
+}
+
+#[test]
 fn twice() {
     if !can_judge() {
         return;
@@ -92,7 +110,7 @@ fn twice() {
     stopped_by(&place, Signal::SIGKILL, "a.raw b.raw", "b.raw");
     let before = place.noted("b.raw");
     let running = place.start(&format!("a.raw b.raw --resume {SLOWLY}"));
-    ringback_tests::process::wait_for("more to be done", || place.noted("b.raw") > before);
+    wait_for("more to be done", || place.noted("b.raw") > before);
     running.signal(Signal::SIGKILL);
     running.finish();
     goes_on(&place, "a.raw b.raw --resume", "b.raw");

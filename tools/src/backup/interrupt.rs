@@ -15,8 +15,12 @@ impl Interrupt {
     /// signal ends the process at once, for a target that does not answer.
     pub(crate) fn listen() -> Result<Self, String> {
         let mut signals = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        for signal in [Signal::SIGINT, Signal::SIGTERM] {
             signals.add(signal);
+        }
+        // Who was started by nohup is to outlive the terminal.
+        if !is_ignored(Signal::SIGHUP) {
+            signals.add(Signal::SIGHUP);
         }
         signals
             .thread_block()
@@ -39,4 +43,12 @@ impl Interrupt {
             .ok()
             .filter(|&signal| signal != 0)
     }
+}
+
+/// Whether whoever started this process has made it deaf to a signal.
+fn is_ignored(signal: Signal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal as i32 - 1) & 1 == 1)
 }
