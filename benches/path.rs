@@ -36,7 +36,7 @@ async fn build(shard: &Shard, scene: Scene) -> (Graph, Attachment) {
         read: true,
         write: true,
         alone_writing: true,
-        resize: false,
+        ..Access::default()
     };
     let (_, disk) = graph
         .attach(shard, "disk", "guest", access)

@@ -48,7 +48,7 @@ pub use chardev::{Backend, Chardev};
 pub use device::Device;
 pub use drive::Drive;
 pub use error::ArgumentError;
-pub use export::{Export, ExportKind};
+pub use export::{Export, ExportBitmap, ExportKind, NbdExport};
 pub use monitor::Monitor;
 pub use nbd_server::NbdServer;
 pub use object::{ObjectKind, ObjectOptions};

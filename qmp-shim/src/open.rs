@@ -254,8 +254,8 @@ impl DriverNode {
         }
     }
 
-    /// The backing file of an image with this header. `overlay` is the image's own file name,
-    /// as [`ImageName::exact`] has it.
+    /// The backing file of an image with this header. `overlay` is where the image lies,
+    /// as [`ImageName::base`] has it.
     ///
     /// # Errors
     ///

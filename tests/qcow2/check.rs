@@ -559,7 +559,7 @@ async fn open_and_read(shard: Shard, path: PathBuf) {
         read: true,
         write: false,
         alone_writing: true,
-        resize: false,
+        ..Access::default()
     };
     let attached = graph.attach(&shard, "disk", "guest", access).await;
     let (user, disk) = attached.expect("a guest");

@@ -80,7 +80,7 @@ async fn on_image(shard: Shard, path: PathBuf, work: Work) -> Vec<u8> {
         read: true,
         write,
         alone_writing: write,
-        resize: false,
+        ..Access::default()
     };
     let attached = graph.attach(&shard, "image", "test", access).await;
     let (user, disk) = attached.expect("an attachment");

@@ -216,7 +216,7 @@ async fn open(
         read: true,
         write: true,
         alone_writing: true,
-        resize: false,
+        ..Access::default()
     };
     let (user, disk) = graph
         .attach(shard, "disk", "guest", access)

@@ -237,7 +237,7 @@ async fn open(
         read: true,
         write: true,
         alone_writing: true,
-        resize: false,
+        ..Access::default()
     };
     let (user, disk) = graph
         .attach(shard, "image", "guest", access)
@@ -514,23 +514,45 @@ fn what_cannot_be_resized_says_why() {
         async |shard: &Shard, graph: &mut Graph, _: &Attachment| {
             let shrunk = graph.resize(shard, "image", 512, Preallocation::Full);
             let shrunk: Result<(), GraphError> = shrunk.await;
-            let grown = graph.resize(shard, "image", 1 << 62, Preallocation::Off);
-            let grown = grown.await.expect_err("too large").to_string();
+            let mut texts = vec![shrunk.expect_err("refused").to_string()];
+            for size in [1 << 62, (1 << 63) - 512, 1 << 63] {
+                let grown = graph.resize(shard, "image", size, Preallocation::Off);
+                texts.push(grown.await.expect_err("too large").to_string());
+            }
             graph
                 .resize(shard, "image", 2 << 20, Preallocation::Off)
                 .await
                 .expect("new images may have snapshots");
-            [shrunk.expect_err("refused").to_string(), grown]
+            texts
         },
     );
     assert_eq!(
         refused,
         [
             "Preallocation can't be used for shrinking an image",
-            "Failed to grow the L1 table: File too large"
+            "Failed to grow the L1 table: File too large",
+            "offset(9223372036854775296) exceeds maximum(9223372035781033984)",
+            "Image size cannot be negative"
         ]
     );
     verify(scratch.path(), &vec![0; 2 << 20]).expect("a clean image");
+}
+
+/// Nothing at the end of nothing was taken for the last cluster, which is not there.
+#[test]
+fn a_disk_of_no_bytes_takes_no_zeroes() {
+    if !needs(&[Need::Program("qemu-img")]) {
+        return;
+    }
+    let scratch = Scratch::new(env!("CARGO_TARGET_TMPDIR"));
+    let shape = plain("compat=v3", 0);
+    shape.make(scratch.path());
+    let zeroed = async |shard: &Shard, _: &mut Graph, disk: &Attachment| {
+        let (port, nothing) = (disk.port(shard), Span::new(0, 0));
+        port.write_zeroes(shard, nothing, ZeroFlags::default())
+            .await
+    };
+    assert_eq!(with_image(&shape, scratch.path(), zeroed), Ok(()));
 }
 
 #[test]

@@ -75,7 +75,7 @@ async fn work(shard: Shard, size: u64, progress: Shared, seed: u64) {
         read: true,
         write: true,
         alone_writing: true,
-        resize: false,
+        ..Access::default()
     };
     let (_, disk) = graph
         .attach(&shard, "image", "guest", access)

@@ -86,7 +86,7 @@ async fn start_guests(shard: &Shard, model: &Shared, seed: u64) {
         read: true,
         write: true,
         alone_writing: true,
-        resize: false,
+        ..Access::default()
     };
     let (_, disk) = graph
         .attach(shard, "disk", "guest", access)

@@ -508,7 +508,7 @@ impl Session {
             read: true,
             write: true,
             alone_writing: true,
-            resize: false,
+            ..Access::default()
         };
         let (user, disk) = graph
             .attach(shard, "disk", "guest", access)

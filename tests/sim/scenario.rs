@@ -215,7 +215,7 @@ impl Run {
             read: true,
             write: true,
             alone_writing: true,
-            resize: false,
+            ..Access::default()
         };
         let (_, disk) = graph
             .attach(shard, "source", "guest", access)
@@ -349,7 +349,7 @@ impl Run {
             read: true,
             write: false,
             alone_writing: false,
-            resize: false,
+            ..Access::default()
         };
         let (id, view) = graph
             .attach(shard, "snap", "fleecing", access)

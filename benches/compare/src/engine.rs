@@ -156,7 +156,7 @@ async fn open(shard: &Shard, path: PathBuf, format: Format, load: &Load) -> Resu
         read: true,
         write,
         alone_writing: true,
-        resize: false,
+        ..Access::default()
     };
     let attached = graph.attach(shard, "disk", "guest", access).await;
     let (user, attachment) = attached.map_err(|error| error.to_string())?;

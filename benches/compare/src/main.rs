@@ -7,6 +7,7 @@
 //! | `idle-guest` | `fio` (io_uring, direct) | 4 KiB random writes a second at depth 1 |
 //! | `qcow2-read` | raw, imago, qcow2-rs, `qemu-img bench` | 4 KiB reads a second, processor time |
 //! | `qcow2-write` | the same | sequential writes and random overwrites |
+//! | `nbd` | qemu-storage-daemon, nbdkit | what `fio` gets over NBD, processor time of the server |
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ mod figures;
 mod idle;
 mod images;
 mod load;
+mod nbd;
 mod pattern;
 mod peers;
 mod tournament;
@@ -39,6 +41,8 @@ enum Scenario {
     /// Writes into a qcow2 image, against raw and other qcow2 drivers
     #[command(name = "qcow2-write")]
     Qcow2Write(disks::WriteOptions),
+    /// A raw disk over NBD, against qemu-storage-daemon and nbdkit
+    Nbd(nbd::Options),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         Scenario::IdleGuest(options) => idle::compare(idle::Scenario::Guest, &options),
         Scenario::Qcow2Read(options) => disks::read(&options),
         Scenario::Qcow2Write(options) => disks::write(&options),
+        Scenario::Nbd(options) => nbd::compare(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -41,6 +41,9 @@ use crate::units::is_zero;
 pub struct Layer {
     /// Copies old data away before it is overwritten.
     pub copy_before_write: Option<Arc<CopyBeforeWrite>>,
+    /// Reads from the disk that this filter stands on what it has not saved here:
+    /// the node is its target, and an overlay of that disk.
+    pub fleecing: Option<Arc<CopyBeforeWrite>>,
     /// Holds requests back that come too fast.
     pub throttle: Option<Arc<Throttle>>,
     /// Bitmaps that record now.
@@ -84,6 +87,8 @@ pub struct Path {
     base: Base,
     /// How requests are cut below, if some layer wants to count them.
     counted: Option<Limits>,
+    /// Some layer reads beside a guest.
+    is_fleecing: bool,
     /// Of all layers together.
     treatment: Treatment,
 }
@@ -118,6 +123,7 @@ impl Path {
         };
         Self {
             treatment,
+            is_fleecing: layers.iter().any(|layer| layer.fleecing.is_some()),
             layers: layers.into(),
             counted: counts.then(|| base.limits()),
             base,
@@ -223,6 +229,44 @@ impl Path {
         if span.is_empty() {
             return (Ok(()), buf);
         }
+        if self.is_fleecing {
+            // Boxed, as above.
+            return Box::pin(self.read_fleecing(shard, span, buf, window)).await;
+        }
+        self.read_base(shard, span, buf, window).await
+    }
+
+    /// While the range is registered, no guest overwrites what the filter had not
+    /// saved when this looked for it. If the snapshot breaks, the disk below holds
+    /// newer data, which is not handed out.
+    async fn read_fleecing(
+        &self,
+        shard: &Shard,
+        span: Span,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
+        let filter = self.fleecing();
+        let _reading = match filter {
+            Some(filter) => Some(filter.enter_reader(shard, span).await),
+            None => None,
+        };
+        let (result, buf) = self.read_base(shard, span, buf, window).await;
+        (result.and_then(|()| check_whole(filter)), buf)
+    }
+
+    fn fleecing(&self) -> Option<&CopyBeforeWrite> {
+        let mut layers = self.layers.iter();
+        layers.find_map(|layer| layer.fleecing.as_deref())
+    }
+
+    async fn read_base(
+        &self,
+        shard: &Shard,
+        span: Span,
+        buf: Buf,
+        window: Range<usize>,
+    ) -> (IoResult<()>, Buf) {
         match &self.base {
             Base::Storage(storage) => storage.read(shard, span, buf, window).await,
             Base::Image(image) => image.read(shard, span, buf, window).await,
@@ -394,6 +438,15 @@ impl Path {
     /// What is at the start of `span` (not empty), and how far that holds.
     pub async fn extent(&self, shard: &Shard, span: Span) -> IoResult<Extent> {
         self.check(span)?;
+        let Some(filter) = self.fleecing().filter(|_| self.is_fleecing) else {
+            return self.extent_of_base(shard, span).await;
+        };
+        let _reading = filter.enter_reader(shard, span).await;
+        let extent = Box::pin(self.extent_of_base(shard, span)).await?;
+        check_whole(Some(filter)).map(|()| extent)
+    }
+
+    async fn extent_of_base(&self, shard: &Shard, span: Span) -> IoResult<Extent> {
         match &self.base {
             Base::Storage(storage) => storage.extent(shard, span).await,
             Base::Image(image) => image.extent(shard, span).await,
@@ -556,6 +609,14 @@ impl Path {
                 bitmap.mark(shard.index(), span.offset, span.len);
             }
         }
+    }
+}
+
+/// EACCES once a filter's snapshot is broken.
+fn check_whole(filter: Option<&CopyBeforeWrite>) -> IoResult<()> {
+    match filter.and_then(CopyBeforeWrite::broken) {
+        Some(_) => Err(Errno::EACCES),
+        None => Ok(()),
     }
 }
 

@@ -302,6 +302,11 @@ impl Port {
         self.path.borrow().size()
     }
 
+    /// Unit of requests that the disk takes as they are, in bytes.
+    pub fn request_alignment(&self) -> u64 {
+        self.path.borrow().request_alignment()
+    }
+
     /// Reads; see [`Path::read`].
     pub async fn read(
         &self,

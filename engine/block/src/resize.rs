@@ -3,6 +3,10 @@
 use ringback_ring::{Errno, error_text};
 
 use crate::request::Preallocation;
+use crate::units::DISK_SIZE_MAX;
+
+/// No disk is made longer than this, in bytes: QEMU's limit, which leaves room to align.
+pub(crate) const DISK_BYTES_MAX: u64 = DISK_SIZE_MAX & !((1 << 30) - 1);
 
 /// Why a disk kept its size. The texts are QEMU's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +38,12 @@ pub enum ResizeError {
     /// A format counts sectors.
     #[error("The new size must be a multiple of 512")]
     NotSectors,
+    /// More than a signed number of bytes can say.
+    #[error("Image size cannot be negative")]
+    Negative,
+    /// Less than that, and still more than any disk has.
+    #[error("offset({0}) exceeds maximum({DISK_BYTES_MAX})")]
+    TooLarge(u64),
     /// The image cannot be changed at all.
     #[error("Could not resize image: {}", error_text(*.0))]
     Image(Errno),
@@ -64,8 +74,10 @@ impl ResizeError {
             Self::Unsupported | Self::Window | Self::Mode(_) | Self::OldSnapshots => {
                 Errno::EOPNOTSUPP
             }
+            Self::TooLarge(_) => Errno::EIO,
             Self::Device
             | Self::NotSectors
+            | Self::Negative
             | Self::PreallocatedShrink
             | Self::PreallocatedImageShrink => Errno::EINVAL,
             Self::File(errno)

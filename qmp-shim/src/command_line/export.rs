@@ -172,7 +172,12 @@ impl Export {
         })
     }
 
-    fn check(&self) -> Result<()> {
+    /// What can be wrong with it in itself.
+    ///
+    /// # Errors
+    ///
+    /// See [`ArgumentError`].
+    pub fn check(&self) -> Result<()> {
         check_id(&self.id).map_err(|_| ArgumentError::ExportId)?;
         match &self.kind {
             ExportKind::Nbd(own) => own.check(),

@@ -14,6 +14,7 @@ use crate::json;
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageName {
     exact: Option<String>,
+    base: Option<String>,
     options: Map<String, Value>,
     is_protocol: bool,
 }
@@ -66,6 +67,10 @@ impl ImageName {
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
         let exact = exact_name(driver, &own, children);
+        let base = match children.first() {
+            Some((_, main)) => main.and_then(|main| main.base.clone()),
+            None => exact.clone(),
+        };
         let mut options = own;
         options.insert("driver".to_owned(), Value::from(driver));
         for (child, name) in children {
@@ -74,6 +79,7 @@ impl ImageName {
         }
         Self {
             exact,
+            base,
             options,
             is_protocol: matches!(driver, "file" | "host_device" | "null-co" | "blkdebug"),
         }
@@ -83,6 +89,13 @@ impl ImageName {
     #[must_use]
     pub fn exact(&self) -> Option<&str> {
         self.exact.as_deref()
+    }
+
+    /// The plain name of what lies at the bottom, whatever stands between: names that an image
+    /// has for other files start in its directory.
+    #[must_use]
+    pub fn base(&self) -> Option<&str> {
+        self.base.as_deref()
     }
 
     /// All options, a tree: what stands behind `json:`.

@@ -400,6 +400,32 @@ fn names_say_what_matters() {
     );
 }
 
+/// An image below which stood rules of blkdebug, a throttle or a window did not find a backing
+/// file that its header gives relative to itself.
+#[test]
+fn relative_names_start_where_the_bottom_lies() {
+    for (text, wanted) in [
+        ("driver=file,filename=d/a.img", Some("d/a.img")),
+        (
+            "driver=raw,offset=512,file.filename=d/a.img",
+            Some("d/a.img"),
+        ),
+        (
+            "driver=throttle,throttle-group=g,file.driver=raw,file.file.filename=d/a.img",
+            Some("d/a.img"),
+        ),
+        ("driver=blkdebug,config=c,x-image=d/a.img", Some("d/a.img")),
+        (
+            "driver=blkdebug,x-image=d/a.img,inject-error.0.event=none",
+            Some("d/a.img"),
+        ),
+        ("driver=raw,file.driver=null-co,file.size=1M", None),
+    ] {
+        let node = driver(by_options(text).unwrap());
+        assert_eq!(name(&node).base(), wanted, "{text}");
+    }
+}
+
 #[test]
 fn a_backing_file_that_options_chose_is_in_the_name() {
     let file = driver(by_options("driver=file,filename=o").unwrap());

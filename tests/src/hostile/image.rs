@@ -165,7 +165,7 @@ async fn open(shard: &Shard, write: bool, snapshot: Option<SnapshotSelector>) ->
         read: true,
         write,
         alone_writing: false,
-        resize: false,
+        ..Access::default()
     };
     let attached = graph.attach(shard, "image", "user", access).await;
     let (user, attachment) = attached.ok()?;

@@ -59,7 +59,7 @@ impl Disk {
             read: true,
             write: false,
             alone_writing: true,
-            resize: false,
+            ..Access::default()
         };
         let attached = graph
             .attach(shard, &self.chain.top.node, "the verification", access)

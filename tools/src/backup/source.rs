@@ -71,7 +71,7 @@ impl Source {
                 read: true,
                 write: false,
                 alone_writing: !args.force_share,
-                resize: false,
+                ..Access::default()
             },
         };
         let disk = wanted.open(shard, graph).await.map_err(|error| {

@@ -251,7 +251,7 @@ impl Plan<'_> {
                 read: true,
                 write: true,
                 alone_writing: true,
-                resize: false,
+                ..Access::default()
             },
         }
     }

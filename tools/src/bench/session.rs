@@ -164,7 +164,7 @@ impl Session {
             read: true,
             write: self.args.fills(),
             alone_writing: true,
-            resize: false,
+            ..Access::default()
         };
         let (user, attachment) = attach_patiently(shard, graph, &name, "the guest", access)
             .await
@@ -203,7 +203,7 @@ impl Session {
             read: false,
             write: true,
             alone_writing: true,
-            resize: false,
+            ..Access::default()
         };
         let (reserved, _) = attach_patiently(shard, graph, &name, "the backup", access)
             .await
@@ -365,7 +365,7 @@ impl Session {
             read: true,
             write: false,
             alone_writing: false,
-            resize: false,
+            ..Access::default()
         };
         let (id, view) = graph
             .attach(shard, "snapshot", "the fleecing readers", access)
@@ -488,7 +488,7 @@ impl Session {
             read: true,
             write: false,
             alone_writing: true,
-            resize: false,
+            ..Access::default()
         };
         let (id, attachment) = graph
             .attach(shard, target, "the verification", access)

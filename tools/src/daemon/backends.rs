@@ -249,7 +249,7 @@ impl Control {
                 .device
                 .as_ref()
                 .is_some_and(|device| !device.share_rw),
-            resize: false,
+            ..Access::default()
         };
         let label = backend.label();
         let held = self
@@ -364,8 +364,13 @@ impl Control {
 
     /// Ends a hold; a node that nobody else keeps goes.
     async fn let_go(&mut self, hold: Hold) {
-        let node = self.graph.node_of(hold.user).map(str::to_owned);
-        self.graph.detach(hold.user).await;
+        self.let_user_go(hold.user).await;
+    }
+
+    /// Ends a use; a node that nobody else keeps goes.
+    pub(super) async fn let_user_go(&mut self, user: UserId) {
+        let node = self.graph.node_of(user).map(str::to_owned);
+        self.graph.detach(user).await;
         if let Some(node) = node {
             self.close(&node).await;
         }

@@ -47,14 +47,16 @@ struct Plan {
 }
 
 impl Step {
-    /// The node that has to stand still for it.
-    fn node(&self) -> Option<&str> {
-        match self {
-            Self::Bitmap(change) => Some(change.node()),
-            Self::Backup { spec, .. } => Some(&spec.source),
-            Self::Snapshot { node, .. } => Some(node),
-            Self::Refused(_) => None,
-        }
+    /// The nodes that have to stand still for it. Who reads a backup's target may
+    /// read the disk through it.
+    fn nodes(&self) -> impl Iterator<Item = &str> {
+        let (one, other) = match self {
+            Self::Bitmap(change) => (Some(change.node()), None),
+            Self::Backup { spec, .. } => (Some(spec.source.as_str()), Some(spec.target.as_str())),
+            Self::Snapshot { node, .. } => (Some(node.as_str()), None),
+            Self::Refused(_) => (None, None),
+        };
+        one.into_iter().chain(other)
     }
 }
 
@@ -395,7 +397,7 @@ impl Control {
     }
 
     async fn take_steps(&mut self, plan: &Plan) -> Reply {
-        let nodes = plan.steps.iter().filter_map(|(step, _)| step.node());
+        let nodes = plan.steps.iter().flat_map(|(step, _)| step.nodes());
         let nodes: Vec<&str> = nodes.collect();
         let mut transaction = self.graph.begin(&self.shard, &nodes).await;
         let mut jobs = Vec::new();

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::backends::Backend;
 use super::chardev::Writer;
+use super::exports::Exports;
 use super::human::Lodger;
 use super::inbox::{Address, Inbox, Message};
 use super::objects::Objects;
@@ -58,6 +59,7 @@ pub(super) struct Control {
     pub(super) monitor_shell: io::monitor::Monitor,
     pub(super) lodgers: Vec<Lodger>,
     pub(super) objects: Objects,
+    pub(super) exports: Exports,
     /// Images that were opened for a job.
     pub(super) job_targets: Vec<String>,
     pub(super) chardevs: Vec<String>,
@@ -87,6 +89,7 @@ impl Control {
             monitor_shell: io::monitor::Monitor::new(shard),
             lodgers: Vec::new(),
             objects: Objects::default(),
+            exports: Exports::default(),
             job_targets: Vec::new(),
             chardevs: Vec::new(),
             address,
@@ -188,6 +191,7 @@ impl Control {
                         .end_task(&self.shard, &mut self.graph, &job, result)
                         .await;
                 }
+                Message::ExportIdle { number } => self.finish_export(number).await,
                 Message::Event { name, data } => self.broadcast(name, Some(&data)),
                 Message::Quit => self.quit = Some(Quit::BySignal),
             }
@@ -303,10 +307,11 @@ impl Control {
         }
     }
 
-    /// Jobs first, then users, then images; the last word is the answer.
+    /// Clients first, then jobs, other users, images; the last word is the answer.
     async fn shut_down(&mut self) {
         // What a breakpoint holds would be waited for.
         self.graph.resume_all_requests();
+        self.stop_exports().await;
         self.jobs.end_all(&self.shard, &mut self.graph).await;
         self.tell_job_events();
         self.close_all_nodes().await;

@@ -43,6 +43,11 @@ pub(super) enum Message {
         /// Or why not.
         result: Result<(), String>,
     },
+    /// The last client of an export has gone that was to go.
+    ExportIdle {
+        /// Which one.
+        number: u64,
+    },
     /// Something to be told to all monitors.
     Event {
         /// Its name.

@@ -7,6 +7,7 @@
 //! | `inbox` | the way from other threads to the control task |
 //! | `control` | that task: requests, events, the end |
 //! | `backends` | disks as management tools address them |
+//! | `exports`, `listen` | nodes that clients outside use, and how they come in |
 //! | `objects` | what is neither node nor disk: groups of limits, threads, secrets |
 //! | `nodes`, `bitmaps`, `backup`, `jobs`, `query`, `reopen`, `machine` | the commands, by what they work on |
 //!
@@ -18,9 +19,11 @@ mod backup;
 mod bitmaps;
 mod chardev;
 mod control;
+mod exports;
 mod human;
 mod inbox;
 mod jobs;
+mod listen;
 mod machine;
 mod nodes;
 mod objects;
@@ -190,8 +193,15 @@ impl Control {
             Command::BlockDirtyBitmapMerge(merge) => self.change_bitmap(Change::Merge(merge)).await,
             Command::XDebugBlockDirtyBitmapSha256(bitmap) => self.bitmap_sha256(&bitmap),
 
-            // There is nothing that could export a node yet.
-            Command::QueryBlockExports => Ok(Value::Array(Vec::new())),
+            Command::NbdServerStart(start) => self.nbd_server_start(&start.server?),
+            Command::NbdServerStop => self.nbd_server_stop().await,
+            Command::NbdServerAdd(add) => self.nbd_server_add(add).await,
+            Command::NbdServerRemove(remove) => {
+                self.nbd_server_remove(&remove.name, remove.mode).await
+            }
+            Command::BlockExportAdd(add) => self.block_export_add(&add.export?).await,
+            Command::BlockExportDel(del) => self.block_export_del(&del.id, del.mode).await,
+            Command::QueryBlockExports => Ok(self.query_block_exports()),
 
             other => Err(machine::not_built(other.name())),
         }

@@ -114,6 +114,7 @@ impl Control {
 
     /// At the end: every image is written and closed.
     pub(super) async fn close_all_nodes(&mut self) {
+        self.stop_exports().await;
         self.graph.detach_all().await;
         let names: Vec<String> = self.graph.names().map(str::to_owned).collect();
         for name in &names {

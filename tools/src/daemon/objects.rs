@@ -80,6 +80,11 @@ impl Objects {
         })
     }
 
+    /// Whether there is an object of this name.
+    pub(super) fn contains(&self, id: &str) -> bool {
+        self.get(id).is_some()
+    }
+
     /// The thread of a name.
     pub(super) fn iothread(&self, id: &str) -> Option<&Iothread> {
         let mut threads = self.iothreads();

@@ -210,10 +210,9 @@ impl Look<'_> {
             return;
         };
         let backing = String::from_utf8_lossy(backing);
-        // The image's own name may say more than where its file is.
         let file = self.control.child(&opened.node, &["file"]);
         let file = file.and_then(|file| self.control.nodes.get(file));
-        let overlay = file.and_then(|file| file.name.exact());
+        let overlay = file.and_then(|file| file.name.base());
         if let Ok(Some(full)) = full_backing_name(overlay, &backing, opened.driver) {
             image["full-backing-filename"] = full.into();
         }

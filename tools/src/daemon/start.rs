@@ -1,7 +1,7 @@
 //! From the command line to a process that serves.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{Read, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -268,8 +268,8 @@ async fn make(control: &mut Control, placed: &Placed) -> Result<(), String> {
             return control.add_monitor(&monitor.chardev, monitor.pretty);
         }
         Opt::Object(object) => control.add_object(object).await,
-        // These have been refused before.
-        Opt::NbdServer(_) | Opt::Export(_) => Ok(()),
+        Opt::NbdServer(server) => control.start_nbd_server(server),
+        Opt::Export(export) => control.add_export(export).await,
         Opt::Drive(drive) => control.add_drive(drive).await,
         Opt::Device(device) => control.add_device(device).await,
     };
@@ -282,14 +282,9 @@ fn look_at(program: &str, line: &CommandLine) -> Result<Vec<(Placed, Spec)>, Str
     let mut devices = Vec::new();
     for placed in &line.options {
         let complain = |error: String| placed.complain(program, &error);
-        match &placed.option {
-            Opt::Chardev(device) => {
-                let spec = spec_of(device, line.daemonize).map_err(complain)?;
-                devices.push((placed.clone(), spec));
-            }
-            Opt::NbdServer(_) => return Err(complain("ringback has no NBD server yet".into())),
-            Opt::Export(_) => return Err(complain("ringback has no exports yet".into())),
-            _ => {}
+        if let Opt::Chardev(device) = &placed.option {
+            let spec = spec_of(device, line.daemonize).map_err(complain)?;
+            devices.push((placed.clone(), spec));
         }
     }
     Ok(devices)
@@ -397,6 +392,7 @@ fn log(verbosity: usize) {
     };
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_max_level(level)
         .with_target(false)
         .without_time()

@@ -254,7 +254,7 @@ impl Image {
             read: true,
             write: !chain.top.settings.read_only || plan.user_writes,
             alone_writing: false,
-            resize: false,
+            ..Access::default()
         };
         let attached = graph.attach(shard, &entry, "qemu-io", access).await;
         match attached {

@@ -371,7 +371,7 @@ impl Opener<'_> {
         };
         let settings = node.settings;
         let file = self.open_child(options.file.clone()).await?;
-        let overlay = file.name.exact().map(str::to_owned);
+        let overlay = file.name.base().map(str::to_owned);
         let mode = if settings.read_only {
             OpenMode::ReadOnly
         } else {

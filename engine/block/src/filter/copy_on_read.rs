@@ -441,7 +441,7 @@ mod tests {
                     read: true,
                     write: true,
                     alone_writing: false,
-                    resize: false,
+                    ..Access::default()
                 },
             );
             // While nobody uses the filter, it minds nothing.

@@ -26,6 +26,26 @@ pub struct BitmapSpec {
 }
 
 impl Graph {
+    /// The first node that has a bitmap of this name: this one, what a filter
+    /// stands on, a backing file.
+    pub fn node_with_bitmap(&self, node: &str, bitmap: &str) -> Option<&str> {
+        let (mut name, mut entry) = self.nodes.get_key_value(node)?;
+        while entry.bitmaps.get(bitmap).is_none() {
+            let below = match &entry.kind {
+                Kind::CopyBeforeWrite { file, .. }
+                | Kind::Throttle { file, .. }
+                | Kind::CopyOnRead { file, .. }
+                | Kind::BlkDebug { image: file, .. } => file,
+                Kind::Qcow2 { backing, .. } => backing.as_ref()?,
+                Kind::Protocol { .. } | Kind::Raw { .. } | Kind::SnapshotAccess { .. } => {
+                    return None;
+                }
+            };
+            (name, entry) = self.nodes.get_key_value(below)?;
+        }
+        Some(name)
+    }
+
     pub(super) fn image_of(&self, node: &str) -> Result<Option<Arc<Qcow2>>, GraphError> {
         match &self.node(node)?.kind {
             Kind::Qcow2 { image, .. } => Ok(Some(Arc::clone(image))),

@@ -1,7 +1,7 @@
 //! Who does what with the nodes where bytes live: gathered from users, filters
 //! and formats, checked against each other, and shown to other processes.
 
-use super::permissions::{Access, Claim, check_claims, lock};
+use super::permissions::{Access, Claim, Role, check_claims, lock};
 use super::{Graph, GraphError, Kind};
 use ringback_ring::lock::Permission;
 
@@ -65,16 +65,30 @@ impl Graph {
             });
         let by_formats = self
             .nodes
-            .values()
-            .flat_map(|node| &node.claims)
-            .chain(&self.opening)
-            .filter(|claim| self.passes_through(&claim.child, bottom))
-            .map(|claim| Claim::of_user(&claim.child, &claim.label, claim.access));
+            .iter()
+            .flat_map(|(name, node)| node.claims.iter().map(move |claim| (Some(name), claim)))
+            .chain(self.opening.iter().map(|claim| (None, claim)))
+            .filter(|(_, claim)| self.passes_through(&claim.child, bottom))
+            .map(|(name, claim)| {
+                let minds = claim.role != Role::Backing
+                    || name.is_some_and(|name| self.is_minded_above(name));
+                let access = Access {
+                    alone_writing: claim.access.alone_writing && minds,
+                    ..claim.access
+                };
+                Claim::of_user(&claim.child, &claim.label, access)
+            });
         let does_something = |claim: &Claim| !claim.held.is_empty() || !claim.unshared.is_empty();
         used.chain(as_target)
             .chain(by_formats)
             .filter(does_something)
             .collect()
+    }
+
+    /// Whether somebody who uses an overlay would mind it if the disk below changed.
+    fn is_minded_above(&self, overlay: &str) -> bool {
+        let mut users = self.users.values();
+        users.any(|user| user.access.alone_writing && self.reaches(&user.node, overlay))
     }
 
     /// What filters do on the disk below them. Whoever writes there must come
@@ -111,7 +125,7 @@ impl Graph {
                 read: true,
                 write: false,
                 alone_writing: !shares,
-                resize: false,
+                ..Access::default()
             };
             let mut claim = Claim::of_user(name, &label, access);
             if fills {

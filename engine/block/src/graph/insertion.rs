@@ -73,7 +73,10 @@ impl Graph {
         insertions: &[Insertion<'_>],
         at_instant: impl FnOnce(),
     ) -> Result<Inserted, GraphError> {
-        let nodes: Vec<&str> = insertions.iter().map(|insertion| insertion.file).collect();
+        let nodes: Vec<&str> = insertions
+            .iter()
+            .flat_map(|insertion| [insertion.file, insertion.target])
+            .collect();
         let mut transaction = self.begin(shard, &nodes).await;
         let mut filters = Vec::new();
         for insertion in insertions {
@@ -145,7 +148,8 @@ impl Graph {
         };
         match self.make_filter(shard, insertion, frozen.as_deref()) {
             Ok(filter) => {
-                self.redirect(insertion.file, &name)?;
+                // An overlay of the disk goes on reading the disk.
+                self.redirect_all_but(insertion.file, &name, Some(insertion.target))?;
                 let kind = Kind::CopyBeforeWrite {
                     filter: Arc::clone(&filter),
                     file: insertion.file.into(),
@@ -190,7 +194,7 @@ impl Graph {
         bitmap: Option<&(String, String)>,
         options: copy_before_write::Options,
     ) -> Result<Kind, GraphError> {
-        if file == target || self.reaches(&target, &file) || self.reaches(&file, &target) {
+        if file == target || self.passes_through(&target, &file) || self.reaches(&file, &target) {
             return Err(GraphError::SameNode);
         }
         self.check_writable(&target)?;
@@ -247,14 +251,26 @@ impl Graph {
     /// Users and parents of one node become those of another. What the other one
     /// stands on stays where it is.
     pub(super) fn redirect(&mut self, from: &str, to: &str) -> Result<(), GraphError> {
+        self.redirect_all_but(from, to, None)
+    }
+
+    fn redirect_all_but(
+        &mut self,
+        from: &str,
+        to: &str,
+        target: Option<&str>,
+    ) -> Result<(), GraphError> {
         self.check_redirectable(from)?;
         for user in self.users.values_mut().filter(|user| user.node == from) {
             user.node = to.into();
         }
+        let stays = |name: &str| {
+            self.reaches(to, name) || target.is_some_and(|target| self.reaches(target, name))
+        };
         let parents: Vec<String> = self
             .nodes
             .keys()
-            .filter(|name| name.as_str() != to && !self.reaches(to, name))
+            .filter(|name| name.as_str() != to && !stays(name))
             .cloned()
             .collect();
         for parent in parents {

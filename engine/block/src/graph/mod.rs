@@ -349,7 +349,19 @@ impl Graph {
             NodeSpec::Throttle { file, group } => self.throttle_on(file, group)?,
             NodeSpec::CopyOnRead { file } => self.copy_on_read_on(file, shard.set().count())?,
         };
+        let overlay = match &kind {
+            Kind::CopyBeforeWrite { file, target, .. } if self.reaches(target, file) => {
+                Some(target.clone())
+            }
+            _ => None,
+        };
         self.insert(shard, name, kind);
+        if let Some(overlay) = overlay {
+            // Who reads there reads beside a guest from now on.
+            let concerned = self.users_above(&overlay);
+            self.drain(&concerned).await;
+            self.resume(&concerned).await;
+        }
         if let Err(error) = self.check_permissions() {
             // What the node itself does with the one below.
             self.nodes.remove(name);
@@ -588,6 +600,15 @@ impl Graph {
         Ok(result?)
     }
 
+    /// Says whether an export holds a bitmap, which nobody else may then change.
+    ///
+    /// # Errors
+    ///
+    /// [`GraphError::NotFound`], or no such bitmap.
+    pub fn hold_bitmap(&mut self, node: &str, name: &str, is_held: bool) -> Result<(), GraphError> {
+        Ok(self.node_mut(node)?.bitmaps.set_busy(name, is_held)?)
+    }
+
     /// The bitmaps of a node where a command names one.
     fn named_bitmaps(&self, name: &str) -> Result<&NodeBitmaps, GraphError> {
         let node = self.nodes.get(name);
@@ -676,13 +697,14 @@ impl Graph {
             }
             | Kind::Qcow2 {
                 writable: false, ..
-            }
-            | Kind::SnapshotAccess { .. } => Err(GraphError::ReadOnly),
+            } => Err(GraphError::ReadOnly),
             // Its last, partial unit could only be written by growing it.
             Kind::Protocol {
                 file: Some(file), ..
             } if !is_whole(file.geometry()) => Err(GraphError::Unaligned(name.into())),
             Kind::Protocol { .. } | Kind::Qcow2 { writable: true, .. } => Ok(()),
+            // Only discards go there, which drop what was saved.
+            Kind::SnapshotAccess { .. } => Ok(()),
             Kind::Raw { file, .. }
             | Kind::CopyBeforeWrite { file, .. }
             | Kind::Throttle { file, .. }

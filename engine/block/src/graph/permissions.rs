@@ -16,6 +16,8 @@ pub struct Access {
     pub alone_writing: bool,
     /// May change the size.
     pub resize: bool,
+    /// Minds it if somebody else changes the size.
+    pub keeps_size: bool,
 }
 
 impl Access {
@@ -25,6 +27,7 @@ impl Access {
         write: true,
         alone_writing: true,
         resize: false,
+        keeps_size: false,
     };
 }
 
@@ -73,6 +76,7 @@ impl ChildClaim {
                 write,
                 alone_writing: !shares,
                 resize: write,
+                keeps_size: false,
             },
         }
     }
@@ -105,6 +109,8 @@ impl Claim {
         }
         let unshared = if access.alone_writing {
             vec![Permission::Write, Permission::Resize]
+        } else if access.keeps_size {
+            vec![Permission::Resize]
         } else {
             Vec::new()
         };

@@ -3,10 +3,25 @@
 use std::sync::Arc;
 
 use super::{Graph, GraphError, Kind};
+use crate::filter::copy_before_write::CopyBeforeWrite;
 use crate::format::Image;
 use crate::path::{Base, Layer, Path};
 
 impl Graph {
+    /// The filter whose target is this node and whose disk is below it as well:
+    /// what was not saved is read from that disk.
+    fn fleecing(&self, name: &str) -> Option<Arc<CopyBeforeWrite>> {
+        self.nodes.values().find_map(|node| match &node.kind {
+            Kind::CopyBeforeWrite {
+                filter,
+                file,
+                target,
+                ..
+            } if target == name && self.reaches(target, file) => Some(Arc::clone(filter)),
+            _ => None,
+        })
+    }
+
     /// The data path from a node down.
     pub(super) fn path(&self, name: &str) -> Result<Path, GraphError> {
         let mut layers = Vec::new();
@@ -28,6 +43,7 @@ impl Graph {
             };
             layers.push(Layer {
                 copy_before_write: filter,
+                fleecing: self.fleecing(at),
                 throttle,
                 recorders,
                 traffic,

@@ -28,6 +28,8 @@ pub struct Export {
     pub description: Option<String>,
     /// Whether clients may write.
     pub is_writable: bool,
+    /// Whether a write is answered when it is on the disk.
+    pub is_writethrough: bool,
     /// The bitmaps that clients may read, in the order in which they are offered.
     pub bitmaps: Vec<ExportedBitmap>,
     /// Whether clients may ask which image of a chain holds a range.

@@ -39,7 +39,11 @@ impl From<ReadError> for Refusal {
 
 impl From<Errno> for Refusal {
     fn from(errno: Errno) -> Self {
-        Self::Failed(ringback_ring::error_text(errno))
+        match errno {
+            // It did not wait for what it had asked for.
+            Errno::EPIPE | Errno::ECONNRESET => Self::Left,
+            _ => Self::Failed(ringback_ring::error_text(errno)),
+        }
     }
 }
 

@@ -217,7 +217,7 @@ impl Worker<'_> {
         text: &'static str,
     ) -> Result<Outcome, Failure> {
         changed.map_err(failed(text))?;
-        if is_forced {
+        if is_forced || self.export.is_writethrough {
             self.port.flush(self.shard).await.map_err(failed(text))?;
         }
         Ok(Outcome::Done)

@@ -41,6 +41,7 @@ const WRITER: Access = Access {
     write: true,
     alone_writing: false,
     resize: false,
+    keeps_size: false,
 };
 
 async fn disk(shard: &Shard, options: Options) -> Disk {
@@ -516,7 +517,6 @@ fn limits_and_permissions_are_checked() {
         assert_eq!(add(graph, "writing", writing).await, Ok(()));
         let minding = Access {
             alone_writing: true,
-            resize: false,
             ..Access::default()
         };
         let refused = graph.attach(&shard, "file", "other", minding).await;

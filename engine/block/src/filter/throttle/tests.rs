@@ -25,6 +25,7 @@ const ANY: Access = Access {
     write: true,
     alone_writing: false,
     resize: false,
+    keeps_size: false,
 };
 
 fn iops(total: u64) -> Limits {

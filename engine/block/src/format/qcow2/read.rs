@@ -127,7 +127,8 @@ impl Qcow2 {
                     .await?;
                 Ok(Extent {
                     depth: match below.depth {
-                        _ if behind_end => 0,
+                        // Its end is what makes it read as zeroes.
+                        _ if behind_end => 2,
                         0 => 0,
                         depth => depth + 1,
                     },

@@ -32,7 +32,7 @@ use crate::child::Child;
 use crate::event::Event;
 use crate::exclusive::Held;
 use crate::request::{Preallocation, ZeroFlags};
-use crate::resize::ResizeError;
+use crate::resize::{DISK_BYTES_MAX, ResizeError};
 use crate::span::Span;
 use crate::units::{DISK_SIZE_MAX, SECTOR};
 
@@ -56,6 +56,12 @@ impl Qcow2 {
         size: u64,
         preallocation: Preallocation,
     ) -> Result<(), ResizeError> {
+        if size > DISK_SIZE_MAX {
+            return Err(ResizeError::Negative);
+        }
+        if size > DISK_BYTES_MAX {
+            return Err(ResizeError::TooLarge(size));
+        }
         self.check_writable().map_err(ResizeError::Image)?;
         if !size.is_multiple_of(SECTOR) {
             return Err(ResizeError::NotSectors);
@@ -87,10 +93,7 @@ impl Qcow2 {
         size: u64,
         preallocation: Preallocation,
     ) -> Result<(), ResizeError> {
-        let entries = match size {
-            0..=DISK_SIZE_MAX => self.frame.geometry.l1_entries(size),
-            _ => return Err(ResizeError::L1Table(Errno::EFBIG)),
-        };
+        let entries = self.frame.geometry.l1_entries(size);
         let old = self.size();
         self.drop_behind(shard, old)
             .await

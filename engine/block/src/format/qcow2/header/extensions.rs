@@ -102,7 +102,11 @@ impl Extensions {
             bytes.extend_from_slice(&kind.to_be_bytes());
             bytes.extend_from_slice(&len.to_be_bytes());
             bytes.extend_from_slice(content);
-            bytes.resize(bytes.len().next_multiple_of(8), 0);
+            // The content is padded, wherever it starts: the fixed part may have any length.
+            bytes.resize(
+                bytes.len() + content.len().next_multiple_of(8) - content.len(),
+                0,
+            );
         };
         if let Some(format) = &self.backing_format {
             put(BACKING_FORMAT, format.as_bytes());

@@ -1,0 +1,113 @@
+//! From an address of the command language to a socket that listens.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
+
+use nix::sys::socket::{getsockopt, sockopt};
+use ringback_net::{Address, Listener};
+use ringback_qmp_shim::command_error::CommandError;
+use ringback_qmp_shim::command_line::{InetAddress, SocketAddress, UnixAddress};
+use ringback_ring::inherited_descriptor;
+
+/// Longest abstract name of a UNIX socket, in bytes.
+const ABSTRACT_MAX: usize = 107;
+
+fn generic(text: impl Into<String>) -> CommandError {
+    CommandError::generic(text)
+}
+
+fn text(error: &io::Error) -> String {
+    let errno = error.raw_os_error().map(ringback_ring::Errno::from_raw);
+    errno.map_or_else(|| error.to_string(), ringback_ring::error_text)
+}
+
+/// Listens where an address says.
+pub(super) fn listen(address: &SocketAddress) -> Result<Listener, CommandError> {
+    match address {
+        SocketAddress::Unix(unix) => listen_unix(unix),
+        SocketAddress::Inet(inet) => listen_inet(inet),
+        SocketAddress::Fd(_) => {
+            let number = address.descriptor()?.unwrap_or(-1);
+            listen_at_descriptor(number)
+        }
+    }
+}
+
+fn listen_unix(unix: &UnixAddress) -> Result<Listener, CommandError> {
+    let address = if unix.is_abstract {
+        let mut name = unix.path.clone().into_bytes();
+        if !unix.is_tight {
+            name.resize(ABSTRACT_MAX, 0);
+        }
+        Address::Abstract(name)
+    } else {
+        Address::Unix(unix.path.clone().into())
+    };
+    address.listen().map_err(|error| {
+        let path = &unix.path;
+        generic(format!("Failed to bind socket to {path}: {}", text(&error)))
+    })
+}
+
+fn listen_inet(inet: &InetAddress) -> Result<Listener, CommandError> {
+    let unresolved = |why: &str| {
+        let (host, port) = (&inet.host, &inet.port);
+        generic(format!(
+            "address resolution failed for {host}:{port}: {why}"
+        ))
+    };
+    // As strtol and getaddrinfo have it, only the lower half of a number counts.
+    let number: u64 = match inet.port.as_str() {
+        "" => 0,
+        port => port
+            .parse()
+            .map_err(|_| unresolved("Servname not supported for ai_socktype"))?,
+    };
+    let port = u16::try_from(number & 0xffff).expect("sixteen bits");
+    if inet.numeric && !inet.host.is_empty() && inet.host.parse::<std::net::IpAddr>().is_err() {
+        return Err(unresolved("Name or service not known"));
+    }
+    let is_ipv4 = match (inet.ipv4, inet.ipv6) {
+        (Some(true), Some(true)) | (None, None) => None,
+        (Some(is_ipv4), None) => Some(is_ipv4),
+        (None, Some(is_ipv6)) => Some(!is_ipv6),
+        (Some(is_ipv4), Some(_)) => Some(is_ipv4),
+    };
+    let mut last = None;
+    for port in port..=inet.to.unwrap_or(port).max(port) {
+        let address = Address::Tcp {
+            host: inet.host.clone(),
+            port,
+            is_ipv4,
+        };
+        match address.listen() {
+            Ok(listener) => return Ok(listener),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => last = Some(error),
+            Err(error) if error.raw_os_error().is_none() => {
+                return Err(unresolved("Name or service not known"));
+            }
+            Err(error) => {
+                let text = text(&error);
+                return Err(generic(format!("Failed to bind socket: {text}")));
+            }
+        }
+    }
+    let why = last.map_or_else(String::new, |error| text(&error));
+    Err(generic(format!("Failed to find an available port: {why}")))
+}
+
+fn listen_at_descriptor(number: i32) -> Result<Listener, CommandError> {
+    let not_a_socket = || generic(format!("File descriptor '{number}' is not a socket"));
+    let fd = inherited_descriptor(number).map_err(|_| not_a_socket())?;
+    match getsockopt(&fd, sockopt::AcceptConn) {
+        Ok(true) => {}
+        Ok(false) => {
+            let number = fd.as_raw_fd();
+            return Err(generic(format!(
+                "File descriptor '{number}' is a socket that nobody has called listen() on"
+            )));
+        }
+        Err(_) => return Err(not_a_socket()),
+    }
+    Listener::from_descriptor(fd).map_err(|error| generic(text(&error)))
+}
