@@ -2,10 +2,12 @@
 //! feeling it.
 //!
 //! One program with subcommands. Exit status: 0 done, 1 failed, 2 wrong usage,
-//! 3 done but the verification found a difference.
+//! 3 done but the verification found a difference, 4 a full backup was made where
+//! an increment was asked for.
 
 #![forbid(unsafe_code)]
 
+mod backup;
 mod bench;
 mod daemon;
 mod io;
@@ -28,6 +30,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Copy a disk, whole or what has changed, and go on after an interruption
+    Backup(Box<backup::args::Args>),
     /// Put a disk under guest load, back it up at one instant, verify, report
     Bench(Box<bench::args::Args>),
     /// Serve disks, driven over QMP, as qemu-storage-daemon does
@@ -63,6 +67,7 @@ fn main() -> ExitCode {
         .without_time()
         .init();
     let result = match Cli::parse().command {
+        Command::Backup(args) => backup::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Daemon { words } => Ok(daemon::run(words)),
         Command::Io { words } => Ok(io::run_words(words)),

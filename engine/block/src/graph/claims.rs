@@ -102,6 +102,10 @@ impl Graph {
                 continue;
             };
             let fills = matches!(node.kind, Kind::CopyOnRead { .. });
+            let shares = match &node.kind {
+                Kind::CopyBeforeWrite { filter, .. } => filter.shares_writes(),
+                _ => fills,
+            };
             if !self.passes_through(file, bottom) || self.is_idle_filter(name, &node.kind) {
                 continue;
             }
@@ -120,7 +124,7 @@ impl Graph {
             let access = Access {
                 read: true,
                 write: false,
-                alone_writing: !fills,
+                alone_writing: !shares,
                 ..Access::default()
             };
             let mut claim = Claim::of_user(name, &label, access);

@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use ringback_ring::{Shard, WaitQueue};
+use ringback_ring::{IoResult, Shard, WaitQueue};
 
 use super::Bell;
 use crate::copy::Progress;
@@ -196,6 +196,19 @@ impl Backup {
     /// What the job's own workers have moved so far.
     pub fn copied(&self) -> Copied {
         self.pool.copied()
+    }
+
+    /// Flushes the target, and answers what is durable there from now on or need
+    /// not be there: a later job that leaves it out goes on where this one is.
+    ///
+    /// # Errors
+    ///
+    /// What the flush answered; nothing is known then.
+    pub async fn checkpoint(&self, shard: &Shard) -> IoResult<Vec<Span>> {
+        // Before the flush: what is written while it runs may not be part of it.
+        let settled = self.filter.settled().collect();
+        self.filter.target().flush(shard).await?;
+        Ok(settled)
     }
 
     /// Whether the job is to stand still, and nothing that it began is left.

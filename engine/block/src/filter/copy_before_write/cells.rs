@@ -382,6 +382,26 @@ impl Cells {
         })
     }
 
+    /// The first cluster of `from..end` of which nothing is left to save: it is saved, or need
+    /// not be.
+    pub fn next_settled(&self, from: u64, end: u64) -> Option<u64> {
+        self.pieces(from, end).find_map(|piece| {
+            // Acquire: what is seen *saved* is on the target.
+            let unsettled = unsettled_cells(piece.word.load(Ordering::Acquire));
+            let settled = piece.cells & ONES & !unsettled;
+            (settled != 0).then(|| piece.first_of(settled))
+        })
+    }
+
+    /// The first cluster of `from..end` that is still to be saved, or being saved.
+    pub fn next_unsettled(&self, from: u64, end: u64) -> Option<u64> {
+        self.pieces(from, end).find_map(|piece| {
+            let word = piece.word.load(Ordering::Acquire);
+            let unsettled = unsettled_cells(word) & piece.cells;
+            (unsettled != 0).then(|| piece.first_of(unsettled))
+        })
+    }
+
     /// The longest run of clusters from `from` on, and before `end`, whose old data a snapshot
     /// reader finds on the same side. `from..end` is not empty.
     pub fn next_run(&self, from: u64, end: u64) -> Run {
@@ -492,6 +512,13 @@ fn word_index(index: u64) -> usize {
 /// that of the usual trick with a subtraction, whose borrow may reach the next cell.
 fn untouched_cells(word: u64) -> u64 {
     !(word | word >> 1 | word >> 2 | word >> 3) & ONES
+}
+
+/// The *untouched* cells of a word and those that are being saved: bit 0 of each. Of the others
+/// each has bit 2 or 3, or is *unwanted*, whose bits are those of [`NO_COPY`] alone.
+fn unsettled_cells(word: u64) -> u64 {
+    let (bit_1, bits_2_and_3) = (word >> 1, word >> 2 | word >> 3);
+    !bits_2_and_3 & (!word | bit_1) & ONES
 }
 
 /// The *passed* and *lost* cells of a word: bit 3 of each. They alone have bits 2 and 3.

@@ -465,3 +465,23 @@ proptest! {
         compare(&cells, &Naive { states, claims: Vec::new() });
     }
 }
+
+#[test]
+fn what_is_settled_is_told_from_what_is_not() {
+    let cells = cells(COUNT);
+    let state = |index: u64| STATES[at(index * 5 % 9)];
+    (0..COUNT).for_each(|index| bring(&cells, index, state(index)));
+    let is_settled = |index: &u64| {
+        !matches!(
+            state(*index),
+            State::Untouched | State::Saving | State::SavingDiscarded
+        )
+    };
+    for from in 0..=COUNT {
+        for end in from..=COUNT {
+            let unsettled = (from..end).find(|index| !is_settled(index));
+            assert_eq!(cells.next_settled(from, end), (from..end).find(is_settled));
+            assert_eq!(cells.next_unsettled(from, end), unsettled);
+        }
+    }
+}

@@ -87,6 +87,9 @@ pub struct Options {
     pub target_cluster_size: u64,
     /// What is saved is stored compressed.
     pub compress: bool,
+    /// Other processes may write to the disk. What they overwrite is not saved:
+    /// what is copied is then of no single instant.
+    pub shares_writes: bool,
 }
 
 /// What a filter saves.
@@ -271,6 +274,11 @@ impl CopyBeforeWrite {
         self.cluster_size
     }
 
+    /// Whether it is of no concern what other processes write to the disk.
+    pub(crate) fn shares_writes(&self) -> bool {
+        self.options.shares_writes
+    }
+
     /// The disk below the filter, as it is now.
     pub(crate) fn source(&self) -> Arc<Path> {
         self.source.load_full()
@@ -362,8 +370,9 @@ impl CopyBeforeWrite {
     }
 
     /// These bytes need no saving any more, as far as they are whole clusters
-    /// that nobody has begun to save.
-    pub(crate) fn leave_out(&self, span: Span) {
+    /// that nobody has begun to save. Before a job starts: what its target holds
+    /// already, from an earlier run.
+    pub fn leave_out(&self, span: Span) {
         let end = if span.end() == self.size {
             self.cells.len()
         } else {
@@ -381,6 +390,19 @@ impl CopyBeforeWrite {
             let cluster = self.cells.next_untouched(from, self.cells.len())?;
             from = cluster + 1;
             Some(self.bytes(cluster, cluster + 1))
+        })
+    }
+
+    /// What is on the target or need not be there, in ascending order. Only a
+    /// flush that begins later makes it durable.
+    pub fn settled(&self) -> impl Iterator<Item = Span> {
+        let mut from = 0;
+        let end = self.cells.len();
+        std::iter::from_fn(move || {
+            let first = self.cells.next_settled(from, end)?;
+            from = self.cells.next_unsettled(first, end).unwrap_or(end);
+            // A worker may have settled the rest meanwhile, but never less.
+            Some(self.bytes(first, from))
         })
     }
 

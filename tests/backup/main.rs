@@ -1,0 +1,10 @@
+//! `ringback backup` as a user meets it, with QEMU's programs as the judge of
+//! what it makes.
+
+mod devices;
+mod full;
+mod harness;
+mod incremental;
+mod refusals;
+mod resume;
+mod verify;

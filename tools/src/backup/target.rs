@@ -1,0 +1,314 @@
+//! Where the backup goes: made, overwritten, or gone on with.
+
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use ringback_block::format::qcow2::create::CreateOptions;
+use ringback_block::graph::{Access, Graph, NodeSpec};
+use ringback_block::request::Preallocation;
+use ringback_ring::Shard;
+use ringback_ring::file::Cache;
+use serde_json::{Map, Value};
+
+use super::args::{Args, Format};
+use super::open::{Disk, Wanted};
+use super::place::{Identity, Place, is_same, reason};
+use super::state::{TargetDescription, directory_of, sync_directory};
+use crate::open::{HEAD_BYTES, create_file, probed_format, reason as graph_reason};
+
+/// The previous backup, as the header of the next one names it.
+#[derive(Clone, Debug)]
+pub(crate) struct Backing {
+    path: PathBuf,
+    pub(crate) name: String,
+    format: &'static str,
+}
+
+impl Backing {
+    /// Finds it: beside the target it is named without its directory, so that
+    /// both can be moved together.
+    ///
+    /// # Errors
+    ///
+    /// It is not there, or of no format that can be one.
+    pub(crate) fn find(args: &Args, target: &Place) -> Result<Option<Self>, String> {
+        let Some(given) = &args.backing else {
+            return Ok(None);
+        };
+        let fail = |why: &str| Err(format!("--backing '{given}': {why}"));
+        let path = match Place::of(given)? {
+            Place::File(path) | Place::Device(path) => path,
+            Place::Missing(_) => return fail("no such file or directory"),
+            Place::Elsewhere => return fail("the previous backup must be a file or a device"),
+        };
+        let full = match path.canonicalize() {
+            Ok(full) => full,
+            Err(error) => return fail(&reason(&error)),
+        };
+        let (Place::Missing(overlay) | Place::File(overlay)) = target else {
+            return fail("the target of an incremental backup must be a file");
+        };
+        if is_same(&path, overlay) {
+            return fail("it is the target, too");
+        }
+        let beside = directory_of(overlay).canonicalize().ok();
+        let is_beside = full.parent().map(Path::to_owned) == beside;
+        let name = match full.file_name() {
+            Some(name) if is_beside => Path::new(name),
+            _ => full.as_path(),
+        };
+        let Some(name) = name.to_str() else {
+            return fail("its name is not UTF-8");
+        };
+        let format = match args.backing_format {
+            Some(format) => format.name(),
+            None => match look(&path) {
+                Ok(None) => "raw",
+                Ok(Some("qcow2")) => "qcow2",
+                Ok(Some(other)) => return fail(&format!("it is of format {other}")),
+                Err(error) => return fail(&reason(&error)),
+            },
+        };
+        Ok(Some(Self {
+            // A colon would make a protocol of what stands before it.
+            name: if name.contains(':') && !name.starts_with('/') {
+                format!("./{name}")
+            } else {
+                name.into()
+            },
+            path,
+            format,
+        }))
+    }
+}
+
+fn look(path: &Path) -> std::io::Result<Option<&'static str>> {
+    use std::io::Read;
+    let mut head = Vec::new();
+    let file = std::fs::File::open(path)?;
+    file.take(HEAD_BYTES as u64).read_to_end(&mut head)?;
+    Ok(probed_format(&head))
+}
+
+/// A target to be opened.
+pub(crate) struct Plan<'a> {
+    pub(crate) args: &'a Args,
+    pub(crate) place: Place,
+    pub(crate) size: u64,
+    pub(crate) backing: Option<Backing>,
+}
+
+impl Plan<'_> {
+    fn name(&self) -> &str {
+        &self.args.target
+    }
+
+    fn format(&self) -> Format {
+        self.args.target_format()
+    }
+
+    /// Nothing that is read may be written to.
+    ///
+    /// # Errors
+    ///
+    /// The target is part of the source, or of the previous backup.
+    pub(crate) fn check_apart(&self, source_files: &[PathBuf]) -> Result<(), String> {
+        let (Place::File(path) | Place::Device(path)) = &self.place else {
+            return Ok(());
+        };
+        if source_files.iter().any(|file| is_same(file, path)) {
+            return Err(format!(
+                "the target '{}' is the source, or a part of it",
+                self.name()
+            ));
+        }
+        match &self.backing {
+            Some(backing) if is_same(&backing.path, path) => Err(format!(
+                "the target '{}' is the previous backup",
+                self.name()
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes it anew; what was there is lost.
+    ///
+    /// # Errors
+    ///
+    /// The reason.
+    pub(crate) async fn make(&mut self, shard: &Shard, graph: &mut Graph) -> Result<(), String> {
+        let format = self.format();
+        if matches!(self.place, Place::File(_)) {
+            self.check_alone(shard, graph).await?;
+        }
+        match (self.place.clone(), format) {
+            (Place::Missing(path) | Place::File(path), _) => {
+                let text = path.to_str().ok_or("the target's name is not UTF-8")?;
+                let size = match format {
+                    Format::Raw => self.size,
+                    Format::Qcow2 => 0,
+                };
+                create_file(shard, text, size, Preallocation::Off)
+                    .await
+                    .map_err(|error| self.wrong(&error))?;
+                if format == Format::Qcow2 {
+                    self.make_qcow2(shard, graph, &path).await?;
+                }
+                let directory = directory_of(&path);
+                shard
+                    .blocking(move || sync_directory(&directory))
+                    .await
+                    .map_err(|error| self.wrong(&reason(&error)))?;
+                self.place = Place::File(path);
+                Ok(())
+            }
+            (Place::Device(path), _) => {
+                check_unused(&path).map_err(|error| self.wrong(&error))?;
+                match format {
+                    Format::Raw => Ok(()),
+                    Format::Qcow2 => self.make_qcow2(shard, graph, &path).await,
+                }
+            }
+            (Place::Elsewhere, Format::Raw) => Ok(()),
+            (Place::Elsewhere, Format::Qcow2) => {
+                Err(self.wrong("a qcow2 image can only be made in a file or on a device"))
+            }
+        }
+    }
+
+    async fn make_qcow2(
+        &self,
+        shard: &Shard,
+        graph: &mut Graph,
+        path: &Path,
+    ) -> Result<(), String> {
+        let spec = NodeSpec::File {
+            path: path.to_owned(),
+            write: true,
+            cache: Cache::Buffered,
+            discard: true,
+        };
+        let wrong = |error| self.wrong(&graph_reason(error));
+        let file = graph.add_unnamed(shard, spec).await.map_err(wrong)?;
+        let mut options = CreateOptions::new(self.size);
+        if let Some(backing) = &self.backing {
+            options.backing_file = Some(backing.name.clone());
+            options.backing_format = Some(backing.format.to_owned());
+        }
+        let made = graph.create_qcow2(shard, &file, None, &options).await;
+        let closed = graph.remove(shard, &file).await;
+        made.and(closed).map_err(wrong)
+    }
+
+    /// Opens it for writing.
+    ///
+    /// # Errors
+    ///
+    /// The reason; nothing is open then.
+    pub(crate) async fn open(&self, shard: &Shard, graph: &mut Graph) -> Result<Disk, String> {
+        let disk = self.open_window(shard, graph, None).await?;
+        let size = graph.size(disk.node()).map_err(|error| error.to_string())?;
+        if size < self.size || (size > self.size && self.format() == Format::Qcow2) {
+            return Err(self.wrong(&format!("it has {size} bytes and the source {}", self.size)));
+        }
+        if size == self.size {
+            return Ok(disk);
+        }
+        // Of a longer device only the beginning is the backup.
+        graph.detach(disk.user).await;
+        crate::open::close(shard, graph, &disk.chain.nodes)
+            .await
+            .map_err(|error| self.wrong(&graph_reason(error)))?;
+        self.open_window(shard, graph, Some(self.size)).await
+    }
+
+    async fn open_window(
+        &self,
+        shard: &Shard,
+        graph: &mut Graph,
+        size: Option<u64>,
+    ) -> Result<Disk, String> {
+        let mut options = Map::new();
+        // Such a name says itself what it is.
+        if !self.name().starts_with("json:") {
+            options.insert("driver".into(), Value::from(self.format().name()));
+        }
+        if let Some(size) = size {
+            options.insert("size".into(), Value::from(size.to_string()));
+        }
+        self.wanted(options).open(shard, graph).await
+    }
+
+    fn wanted(&self, options: Map<String, Value>) -> Wanted<'_> {
+        Wanted {
+            name: self.name(),
+            options,
+            write: true,
+            force_share: false,
+            cache: self.args.cache,
+            user: "the backup's target",
+            access: Access {
+                read: true,
+                write: true,
+                alone_writing: true,
+                ..Access::default()
+            },
+        }
+    }
+
+    /// Whoever else writes to a file would find it emptied: making one minds
+    /// only others who make one.
+    async fn check_alone(&self, shard: &Shard, graph: &mut Graph) -> Result<(), String> {
+        let mut options = Map::new();
+        options.insert("driver".into(), Value::from("file"));
+        let disk = self.wanted(options).open(shard, graph).await?;
+        graph.detach(disk.user).await;
+        crate::open::close(shard, graph, &disk.chain.nodes)
+            .await
+            .map_err(|error| self.wrong(&graph_reason(error)))
+    }
+
+    /// How it is recognized.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be looked at.
+    pub(crate) fn describe(&self) -> Result<TargetDescription, String> {
+        let place = match &self.place {
+            Place::File(path) | Place::Device(path) => Some(Identity::of(path)?),
+            Place::Missing(_) | Place::Elsewhere => None,
+        };
+        let place = place.map(|place| Identity {
+            // They change while it is written.
+            size_bytes: 0,
+            modified_ns: None,
+            ..place
+        });
+        Ok(TargetDescription {
+            name: self.name().into(),
+            format: self.format().name().into(),
+            place,
+        })
+    }
+
+    fn wrong(&self, why: &str) -> String {
+        format!("'{}': {why}", self.name())
+    }
+}
+
+/// A device that is mounted, or part of a RAID or a volume group, is somebody
+/// else's: no option makes it ours. For block devices O_EXCL asks just that.
+fn check_unused(path: &Path) -> Result<(), String> {
+    let mut options = std::fs::OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .custom_flags(nix::libc::O_EXCL);
+    match options.open(path) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
+            Err("it is in use: mounted, or part of another device".into())
+        }
+        // Whatever else is wrong is found when it is opened.
+        _ => Ok(()),
+    }
+}
