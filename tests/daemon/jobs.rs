@@ -420,6 +420,8 @@ fn verbs_of_a_running_job() {
         talk.refused("block-job-finalize", &id());
         talk.refused("block-job-dismiss", &id());
         talk.ask("job-pause", &id());
+        // It may take QEMU a moment.
+        talk.until("j", "paused");
         for verb in ["complete", "finalize", "dismiss"] {
             talk.refused(&format!("job-{verb}"), &id());
         }
