@@ -3,9 +3,11 @@
 //! | module | noun |
 //! | --- | --- |
 //! | [`export`] | a disk under a name, with what clients may ask about it |
+//! | `exports` | the disks that can be chosen now |
 //! | [`server`] | what listens, and how many clients there may be |
 //! | [`tls`] | TLS, and who may come in |
 //! | `negotiation` | from the greeting to the choice of an export |
+//! | `option` | what one step of that carries, and its answer |
 //! | `context` | what can be asked about ranges of a disk |
 //! | `session` | a client's requests, many at once |
 //! | `request` | what one request does |
@@ -26,7 +28,9 @@
 
 mod context;
 pub mod export;
+mod exports;
 mod negotiation;
+mod option;
 mod reply;
 mod request;
 pub mod server;

@@ -6,8 +6,8 @@
 use std::rc::Rc;
 
 use ringback_block::protocol::nbd::wire::{
-    GREETING_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, PAYLOAD_MAX, STRING_MAX, handshake, info,
-    option, option_reply as answer,
+    GREETING_MAGIC, OPTION_MAGIC, PAYLOAD_MAX, STRING_MAX, handshake, info, option, option_name,
+    option_reply as answer,
 };
 use ringback_net::{Connection, ReadError, Reader};
 use ringback_ring::Errno;
@@ -15,13 +15,11 @@ use ringback_ring::socket::Batch;
 
 use super::context::{Context, Search};
 use super::export::{Export, Visit};
+use super::exports::Exports;
+use super::option::{Denial, Payload, deny, invalid, not_present, push_answer};
 use super::reply::Headers;
-use super::server::Exports;
 use super::session::Agreement;
 use super::tls::Tls;
-
-/// Names are shown up to here.
-const SHOWN_MAX: usize = 80;
 
 /// Why nothing was agreed upon.
 #[derive(Debug)]
@@ -48,22 +46,6 @@ impl From<Errno> for Refusal {
     }
 }
 
-/// An error that an option is answered with.
-#[derive(Debug, PartialEq, Eq)]
-struct Denial {
-    kind: u32,
-    text: String,
-}
-
-fn deny<T>(kind: u32, text: impl Into<String>) -> Result<T, Denial> {
-    let text = text.into();
-    Err(Denial { kind, text })
-}
-
-fn invalid<T>(text: impl Into<String>) -> Result<T, Denial> {
-    deny(answer::ERR_INVALID, text)
-}
-
 /// A client that has not chosen yet.
 pub(super) struct Negotiation<'a> {
     connection: &'a Rc<Connection>,
@@ -75,96 +57,6 @@ pub(super) struct Negotiation<'a> {
     no_zeroes: bool,
     /// What was chosen last, of which export.
     contexts: Option<(String, Vec<Context>)>,
-}
-
-fn option_name(kind: u32) -> &'static str {
-    match kind {
-        option::EXPORT_NAME => "export name",
-        option::ABORT => "abort",
-        option::LIST => "list",
-        option::STARTTLS => "starttls",
-        option::INFO => "info",
-        option::GO => "go",
-        option::STRUCTURED_REPLY => "structured reply",
-        option::LIST_META_CONTEXT => "list meta context",
-        option::SET_META_CONTEXT => "set meta context",
-        option::EXTENDED_HEADERS => "extended headers",
-        _ => "<unknown>",
-    }
-}
-
-/// The payload of an option, taken from the front.
-struct Payload<'a> {
-    bytes: &'a [u8],
-    name: &'static str,
-}
-
-impl<'a> Payload<'a> {
-    fn take(&mut self, len: usize) -> Result<&'a [u8], Denial> {
-        let Some((taken, rest)) = self.bytes.split_at_checked(len) else {
-            return invalid(format!("Inconsistent lengths in option {}", self.name));
-        };
-        self.bytes = rest;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Denial> {
-        let bytes = self.take(N)?;
-        Ok(bytes.try_into().expect("exactly so many were taken"))
-    }
-
-    fn length(&mut self) -> Result<usize, Denial> {
-        let len = u32::from_be_bytes(self.array()?);
-        Ok(usize::try_from(len).unwrap_or(usize::MAX))
-    }
-
-    fn text(&mut self, len: usize) -> Result<&'a [u8], Denial> {
-        let bytes = self.take(len)?;
-        if bytes.contains(&0) {
-            return invalid(format!("Unexpected embedded NUL in option {}", self.name));
-        }
-        Ok(bytes)
-    }
-
-    /// The name of an export.
-    fn name(&mut self) -> Result<&'a [u8], Denial> {
-        let len = self.length()?;
-        if len > STRING_MAX {
-            return invalid(format!("Invalid name length: {len}"));
-        }
-        self.text(len)
-    }
-
-    fn end(&self) -> Result<(), Denial> {
-        if self.bytes.is_empty() {
-            Ok(())
-        } else {
-            invalid(format!("option '{}' has unexpected length", self.name))
-        }
-    }
-}
-
-/// A name as messages show it.
-fn shown(name: &[u8]) -> String {
-    if name.len() < SHOWN_MAX {
-        return String::from_utf8_lossy(name).into_owned();
-    }
-    format!("{}...", String::from_utf8_lossy(&name[..SHOWN_MAX]))
-}
-
-fn not_present<T>(name: &[u8]) -> Result<T, Denial> {
-    let name = shown(name);
-    deny(answer::ERR_UNKNOWN, format!("export '{name}' not present"))
-}
-
-fn push_answer(batch: &mut Batch, option: u32, kind: u32, parts: &[&[u8]]) {
-    let len: usize = parts.iter().map(|part| part.len()).sum();
-    let len = u32::try_from(len).expect("answers are short");
-    batch.push_bytes(&OPTION_REPLY_MAGIC.to_be_bytes());
-    batch.push_bytes(&option.to_be_bytes());
-    batch.push_bytes(&kind.to_be_bytes());
-    batch.push_bytes(&len.to_be_bytes());
-    parts.iter().for_each(|part| batch.push_bytes(part));
 }
 
 /// Greets a client and answers until it has chosen an export.

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ringback_net::{Connection, Listener, Reader};
 use ringback_ring::{Shard, Shards, Socket, WaitQueue};
 
-use super::export::{Export, Visit};
+use super::export::Export;
+use super::exports::Exports;
 use super::negotiation::{self, Refusal};
 use super::session;
 use super::tls::Tls;
@@ -27,36 +28,6 @@ pub struct Options {
     pub max_connections: u32,
     /// Time until a client must have chosen, in seconds; 0: any.
     pub handshake_seconds: u64,
-}
-
-/// The exports that clients can choose.
-#[derive(Debug, Default)]
-pub(super) struct Exports {
-    list: Mutex<Vec<Arc<Export>>>,
-}
-
-impl Exports {
-    fn list(&self) -> MutexGuard<'_, Vec<Arc<Export>>> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// All of them, oldest first.
-    pub(super) fn all(&self) -> Vec<Arc<Export>> {
-        self.list().clone()
-    }
-
-    pub(super) fn find(&self, name: &[u8]) -> Option<Arc<Export>> {
-        let list = self.list();
-        let found = list.iter().find(|export| export.name.as_bytes() == name);
-        found.map(Arc::clone)
-    }
-
-    /// Chooses one. Under the lock: whoever takes an export away finds the visit.
-    pub(super) fn visit(&self, name: &[u8]) -> Option<Visit> {
-        let list = self.list();
-        let found = list.iter().find(|export| export.name.as_bytes() == name);
-        found.map(Visit::begin)
-    }
 }
 
 #[derive(Debug)]
@@ -146,26 +117,17 @@ impl Server {
 
     /// Offers an export. Its name must be free.
     pub fn add(&self, export: &Arc<Export>) {
-        self.inner.exports.list().push(Arc::clone(export));
+        self.inner.exports.add(export);
     }
 
     /// Offers an export no more. Who has chosen it stays.
     pub fn remove(&self, export: &Arc<Export>) {
-        self.inner
-            .exports
-            .list()
-            .retain(|other| !Arc::ptr_eq(other, export));
+        self.inner.exports.remove(export);
     }
 
     /// Takes an export away if nobody has chosen it.
     pub fn remove_unused(&self, export: &Arc<Export>) -> bool {
-        // Under the lock: nobody chooses it in between.
-        let mut list = self.inner.exports.list();
-        let is_unused = export.clients.count() == 0;
-        if is_unused {
-            list.retain(|other| !Arc::ptr_eq(other, export));
-        }
-        is_unused
+        self.inner.exports.remove_unused(export)
     }
 
     /// Cuts the connections of who has chosen an export. What is in flight ends
