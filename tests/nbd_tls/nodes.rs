@@ -19,7 +19,7 @@ use crate::place::{Place, SIZE};
 const OBJECTS: [&str; 5] = [
     "tls-creds-x509,id=alice,dir=alice,endpoint=client",
     "tls-creds-x509,id=server,dir=server,endpoint=server",
-    "tls-creds-x509,id=doubter,dir=doubter,endpoint=client",
+    "tls-creds-x509,id=doubter,dir=doubter,endpoint=client,sanity-check=off",
     "tls-creds-x509,id=stranger,dir=stranger,endpoint=client,sanity-check=off",
     "secret,id=s,data=x",
 ];
@@ -37,7 +37,6 @@ fn client(program: Program, place: &Place) -> Daemon {
     let another = Authority::new("Another authority");
     let doubter = place.client("doubter");
     another.trusted_in(&doubter);
-    another.sign(&doubter, "client", "doubter");
     let stranger = place.client("stranger");
     another.sign(&stranger, "client", "stranger");
     let local = place.scratch.join("local.img");
@@ -236,12 +235,12 @@ fn refused_as_qemu_does() {
         // The words for this are those of the library.
         let doubt = json!({ "tls-creds": "doubter", "tls-hostname": HOST });
         refusal(qmp, &doubt);
-        let strange = json!({ "tls-creds": "stranger", "tls-hostname": HOST });
-        let text = refusal(qmp, &strange);
-        // Whether the server hangs up within the handshake is a matter of luck.
-        let is_known = ["Failed to ", "TLS handshake failed: "];
-        let is_known = is_known.iter().any(|known| text.starts_with(known));
-        assert!(is_known, "{program:?}: {text}");
+        // QEMU's sometimes waits for ever when a server hangs up on it.
+        if program == Program::Ringback {
+            let strange = json!({ "tls-creds": "stranger", "tls-hostname": HOST });
+            let text = refusal(qmp, &strange);
+            assert!(text.starts_with("Failed to "), "{text}");
+        }
         // Nothing of all that has harmed anybody.
         qmp.run("blockdev-add", &remote(&unix(), &trusting()));
         daemon.quit();
