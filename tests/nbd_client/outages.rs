@@ -124,7 +124,8 @@ fn a_smaller_export_is_not_taken() {
     let directory = scratch.path();
     blank(&directory.join("copy.raw"), SIZE);
     let server = slow(directory);
-    let mut daemon = daemon(directory, &server, 1);
+    // Long enough for the second attempt, which comes after a second.
+    let mut daemon = daemon(directory, &server, 3);
     start(&mut daemon);
     wait_until_under_way(&mut daemon);
     server.kill();

@@ -53,12 +53,17 @@ impl Place {
 
     /// A daemon with further words before its server, whose options may be more.
     pub(crate) fn daemon(&self, words: &[&str], server: &str) -> Daemon {
+        self.server(Program::Ringback, words, server)
+    }
+
+    /// The same with the daemon of either's.
+    pub(crate) fn server(&self, program: Program, words: &[&str], server: &str) -> Daemon {
         let server = format!("addr.type=unix,addr.path=nbd.sock,tls-creds=tls{server}");
         let mut all = WORDS.to_vec();
         all.extend(words);
         all.extend(["--nbd-server", &server]);
         all.extend(EXPORT);
-        Daemon::start(Program::Ringback, self.scratch.path(), &all)
+        Daemon::start(program, self.scratch.path(), &all)
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

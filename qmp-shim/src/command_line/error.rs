@@ -71,6 +71,9 @@ pub enum ArgumentError {
     /// Credentials for the other end.
     #[error("Expected TLS credentials for a server endpoint")]
     ClientCredentials,
+    /// The other way round.
+    #[error("Expected TLS credentials for a client endpoint")]
+    ServerCredentials,
     /// A second server.
     #[error("NBD server already running")]
     ServerRunning,

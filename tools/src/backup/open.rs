@@ -140,7 +140,16 @@ impl Wanted<'_> {
         let node = resolve(Some(self.name), &self.options, &settings)
             .map_err(|error| error.to_string())?;
         let mut known = BTreeMap::new();
-        let chain = open::open(shard, graph, notify(), node, false, &mut known).await?;
+        let chain = open::open(
+            shard,
+            graph,
+            notify(),
+            node,
+            false,
+            &open::no_credentials,
+            &mut known,
+        )
+        .await?;
         let attached = graph
             .attach(shard, &chain.top.node, self.user, self.access)
             .await;

@@ -46,12 +46,18 @@ impl Control {
     /// Opens a node and everything below it.
     pub(super) async fn open(&mut self, node: names::OpenNode) -> Result<String, CommandError> {
         let notify = self.notify();
+        let objects = &self.objects;
+        let find_credentials = |id: &str| {
+            let found = objects.client_credentials(id);
+            found.map_err(|error| error.to_string())
+        };
         let chain = open::open(
             &self.shard,
             &mut self.graph,
             notify,
             node,
             false,
+            &find_credentials,
             &mut self.nodes,
         )
         .await

@@ -222,6 +222,7 @@ impl Image {
             notify(),
             node,
             is_first,
+            &open::no_credentials,
             &mut BTreeMap::new(),
         )
         .await?;

@@ -34,6 +34,7 @@ pub(crate) use drivers::{
     cbw_timeout_ns, limits, on_cbw_error, policy, qcow2 as qcow2_options, reason,
 };
 pub(crate) use image::{NewImage, check_format, make_image};
+pub(crate) use nbd::{FindCredentials, no_credentials};
 pub(crate) use overlay::overlay;
 pub(crate) use probe::{HEAD_BYTES, format as probed_format};
 
@@ -62,6 +63,7 @@ pub(crate) struct Opener<'a> {
     shard: &'a Shard,
     graph: &'a mut Graph,
     notify: Notify,
+    find_credentials: FindCredentials<'a>,
     /// Everything that can be referred to, by node.
     known: &'a mut BTreeMap<String, Opened>,
     /// In the order of opening.
@@ -99,12 +101,14 @@ pub(crate) async fn open(
     notify: Notify,
     node: OpenNode,
     tells_of_guesses: bool,
+    find_credentials: FindCredentials<'_>,
     known: &mut BTreeMap<String, Opened>,
 ) -> Result<Chain, String> {
     let mut opener = Opener {
         shard,
         graph,
         notify,
+        find_credentials,
         known,
         nodes: Vec::new(),
         warnings: Vec::new(),
@@ -239,7 +243,9 @@ impl Opener<'_> {
                 (self.add(drivers::null(*null), name).await?, image(&[]))
             }
             DriverOptions::Nbd(nbd) => {
-                let added = self.add(nbd::nbd(nbd, &settings)?, name).await?;
+                let added = self
+                    .add(nbd::nbd(nbd, &settings, self.find_credentials)?, name)
+                    .await?;
                 let export = self.graph.export(&added);
                 settings.read_only |= export.is_some_and(|export| !export.is_writable());
                 (added, image(&[]))

@@ -1,31 +1,63 @@
 //! From the options of `nbd` to what the engine connects to.
 
 use ringback_block::graph::NodeSpec;
-use ringback_block::protocol::nbd::Options;
-use ringback_net::Address;
+use ringback_block::protocol::nbd::{Options, Tls};
+use ringback_net::{Address, ClientCredentials};
 use ringback_qmp_shim::blockdev::{NbdOptions, Settings};
 use ringback_qmp_shim::command_line::{InetAddress, SocketAddress, UnixAddress};
 
 /// Longest path of a UNIX socket, in bytes.
 const PATH_MAX: usize = 107;
 
+/// Finds the credentials of a client by the id of their object; or says why there
+/// are none.
+pub(crate) type FindCredentials<'a> = &'a dyn Fn(&str) -> Result<ClientCredentials, String>;
+
+/// For programs that have no objects with credentials.
+///
+/// # Errors
+///
+/// Always.
+pub(crate) fn no_credentials(id: &str) -> Result<ClientCredentials, String> {
+    Err(format!(
+        "tls-creds='{id}' cannot be used here: only the nodes of ringback daemon connect to NBD \
+         servers with TLS"
+    ))
+}
+
 /// An export of a server.
-pub(super) fn nbd(options: &NbdOptions, settings: &Settings) -> Result<NodeSpec, String> {
-    if let Some(credentials) = &options.tls_creds {
-        return Err(format!(
-            "tls-creds='{credentials}' cannot be used: ringback connects to NBD servers without \
-             TLS only"
-        ));
-    }
+pub(super) fn nbd(
+    options: &NbdOptions,
+    settings: &Settings,
+    find_credentials: FindCredentials<'_>,
+) -> Result<NodeSpec, String> {
+    let tls = match &options.tls_creds {
+        Some(id) => Some(Tls {
+            credentials: find_credentials(id)?,
+            host: certified_host(options).map(str::to_owned),
+        }),
+        None => None,
+    };
     Ok(NodeSpec::Nbd(Box::new(Options {
         address: address(&options.server)?,
         export: options.export.clone().unwrap_or_default(),
         context: options.x_dirty_bitmap.clone(),
+        tls,
         reconnect_delay_s: options.reconnect_delay.unwrap_or(0),
         open_timeout_s: options.open_timeout.unwrap_or(0),
         write: !settings.read_only,
         auto_read_only: settings.auto_read_only,
     })))
+}
+
+/// The name that the server's certificate must have. A socket of this machine does
+/// not tell how the server is called.
+fn certified_host(options: &NbdOptions) -> Option<&str> {
+    match (&options.tls_hostname, &options.server) {
+        (Some(given), _) => Some(given),
+        (None, SocketAddress::Inet(inet)) => Some(&inet.host),
+        (None, _) => None,
+    }
 }
 
 fn address(server: &SocketAddress) -> Result<Address, String> {

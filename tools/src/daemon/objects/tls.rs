@@ -14,7 +14,7 @@ use ringback_qmp_shim::command_line::{ArgumentError, NbdServer};
 use ringback_qmp_shim::visit::Word;
 use serde_json::{Value, json};
 
-use super::{Object, generic};
+use super::{Object, Objects, generic};
 use crate::daemon::control::Control;
 
 /// Notations of GnuTLS that say nothing special.
@@ -132,6 +132,29 @@ pub(super) fn access_list(options: &AuthzListOptions) -> AccessList {
     }
 }
 
+impl Objects {
+    fn credentials(&self, id: &str) -> Result<&TlsCreds, ArgumentError> {
+        let name = || id.to_owned();
+        match self.get(id) {
+            Some(Object::TlsCreds(creds)) => Ok(creds),
+            Some(_) => Err(ArgumentError::NotCredentials { id: name() }),
+            None => Err(ArgumentError::NoCredentials { id: name() }),
+        }
+    }
+
+    /// What a client shows, and whom it believes. A node keeps the credentials also
+    /// when the object goes.
+    pub(in crate::daemon) fn client_credentials(
+        &self,
+        id: &str,
+    ) -> Result<ClientCredentials, ArgumentError> {
+        match &self.credentials(id)?.side {
+            Side::Client(credentials) => Ok(credentials.clone()),
+            Side::Server(_) => Err(ArgumentError::ServerCredentials),
+        }
+    }
+}
+
 impl Control {
     pub(super) async fn make_credentials(
         &self,
@@ -139,15 +162,6 @@ impl Control {
     ) -> Result<TlsCreds, CommandError> {
         let options = options.clone();
         self.shard.blocking(move || TlsCreds::read(options)).await
-    }
-
-    fn credentials(&self, id: &str) -> Result<&TlsCreds, CommandError> {
-        let id = || id.to_owned();
-        match self.objects.get(&id()) {
-            Some(Object::TlsCreds(creds)) => Ok(creds),
-            Some(_) => Err(ArgumentError::NotCredentials { id: id() }.into()),
-            None => Err(ArgumentError::NoCredentials { id: id() }.into()),
-        }
     }
 
     /// What a server demands of its clients, if anything. The server keeps the
@@ -159,7 +173,7 @@ impl Control {
         let Some(id) = &server.tls_creds else {
             return Ok(None);
         };
-        let Side::Server(credentials) = &self.credentials(id)?.side else {
+        let Side::Server(credentials) = &self.objects.credentials(id)?.side else {
             return Err(ArgumentError::ClientCredentials.into());
         };
         if server.tls_authz.is_some() && !credentials.verifies() {
@@ -176,17 +190,5 @@ impl Control {
             credentials: credentials.clone(),
             authorization,
         }))
-    }
-
-    /// What a client shows, and whom it believes.
-    #[expect(dead_code, reason = "no node connects to a server yet")]
-    pub(in crate::daemon) fn client_credentials(
-        &self,
-        id: &str,
-    ) -> Result<ClientCredentials, CommandError> {
-        match &self.credentials(id)?.side {
-            Side::Client(credentials) => Ok(credentials.clone()),
-            Side::Server(_) => Err(generic("Expected TLS credentials for a client endpoint")),
-        }
     }
 }

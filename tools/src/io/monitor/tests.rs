@@ -100,6 +100,7 @@ impl Desk {
             notify,
             node,
             false,
+            &open::no_credentials,
             &mut std::collections::BTreeMap::new(),
         )
         .await;

@@ -12,7 +12,7 @@ use super::call::{Answer, Failure, errno};
 use super::connect::{ATTEMPT_NS, Connected, SECOND_NS, Server, attempt, attempts};
 use super::error::NbdError;
 use super::lane::{Lane, Lanes};
-use super::negotiation::Wishes;
+use super::negotiation::{Tls, Wishes};
 use super::terms::Terms;
 use super::wire::{Request, STRING_MAX, allocation, command, export_flags as has, request_flags};
 use crate::extent::{Content, Extent};
@@ -20,7 +20,7 @@ use crate::request::ZeroFlags;
 use crate::units::{SECTOR, in_memory};
 
 /// How an export is opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Where the server is.
     pub address: Address,
@@ -28,6 +28,8 @@ pub struct Options {
     pub export: String,
     /// The context of metadata to be asked for instead of `base:allocation`.
     pub context: Option<String>,
+    /// Under TLS, on every connection; or in the clear.
+    pub tls: Option<Tls>,
     /// So long requests wait for a server that is gone, in seconds.
     pub reconnect_delay_s: u32,
     /// So long the server is waited for when the node is opened, in seconds; 0: it is
@@ -152,6 +154,7 @@ impl NbdProtocol {
             wishes: Wishes {
                 export: options.export,
                 context: options.context,
+                tls: options.tls,
             },
         };
         let connected = match u64::from(options.open_timeout_s) {

@@ -47,6 +47,7 @@ impl Connected {
         push_request(&mut batch, self.terms.headers, &parting());
         // Best effort: whoever does not read it finds the end.
         let _ = self.connection.send(batch).await;
+        self.connection.finish().await;
     }
 }
 

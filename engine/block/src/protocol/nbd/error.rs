@@ -1,6 +1,7 @@
 //! Why an export could not be opened. The texts are QEMU's.
 
-use ringback_net::ReadError;
+use ringback_net::{ReadError, TlsError};
+use ringback_ring::Errno;
 
 use super::wire::{self, option_reply as reply};
 
@@ -90,6 +91,15 @@ pub enum NbdError {
         /// What was asked.
         option: u32,
     },
+    /// TLS is wanted, and the server is too old to be asked for it.
+    #[error("Server does not support STARTTLS")]
+    NoTls,
+    /// TLS is wanted, and the server does not know the word.
+    #[error("Server don't support STARTTLS option")]
+    TlsUnknown,
+    /// The server is not to be trusted, or does not trust us.
+    #[error(transparent)]
+    Tls(TlsError),
     /// There is no such export.
     #[error("Requested export not available")]
     NoExport,
@@ -184,8 +194,23 @@ impl NbdError {
         Self::Stream { what, reason }
     }
 
+    /// The same under TLS. A server that does not believe our certificate says so
+    /// only here, when the handshake is over on our side.
+    pub(super) fn read_under_tls(what: &'static str, error: ReadError) -> Self {
+        let reason = match error {
+            ReadError::End | ReadError::Truncated | ReadError::Io(Errno::EPROTO) => {
+                "The TLS connection was non-properly terminated.".to_owned()
+            }
+            ReadError::Io(errno) => ringback_ring::error_text(errno),
+        };
+        Self::Stream {
+            what,
+            reason: format!("Cannot read from TLS channel: {reason}"),
+        }
+    }
+
     /// Nothing more could be sent.
-    pub(super) fn sent(what: &'static str, errno: ringback_ring::Errno) -> Self {
+    pub(super) fn sent(what: &'static str, errno: Errno) -> Self {
         let text = ringback_ring::error_text(errno);
         Self::Stream {
             what,

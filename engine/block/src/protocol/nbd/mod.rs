@@ -44,3 +44,4 @@ pub mod wire;
 
 pub use client::{NbdProtocol, Options};
 pub use error::NbdError;
+pub use negotiation::Tls;

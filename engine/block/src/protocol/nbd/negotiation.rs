@@ -7,7 +7,7 @@
 
 use std::rc::Rc;
 
-use ringback_net::{Connection, Reader};
+use ringback_net::{ClientCredentials, Connection, ReadError, Reader};
 use ringback_ring::socket::Batch;
 
 use super::error::NbdError;
@@ -24,6 +24,17 @@ pub(super) struct Wishes {
     pub(super) export: String,
     /// The context of metadata, if not the usual one.
     pub(super) context: Option<String>,
+    /// Nothing is said in the clear that could be said otherwise.
+    pub(super) tls: Option<Tls>,
+}
+
+/// How a server is spoken to under TLS.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// What we show, and whom we believe.
+    pub credentials: ClientCredentials,
+    /// What the server is called, by a name or a number.
+    pub host: Option<String>,
 }
 
 impl Wishes {
@@ -85,12 +96,21 @@ struct Talk<'a> {
 impl Talk<'_> {
     async fn take<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], NbdError> {
         let taken = self.reader.take_array().await;
-        taken.map_err(|error| NbdError::read(what, error))
+        taken.map_err(|error| self.unread(what, error))
     }
 
     async fn skip(&mut self, len: u64) -> Result<(), NbdError> {
         let skipped = self.reader.skip(len).await;
-        skipped.map_err(|error| NbdError::read("read option reply", error))
+        skipped.map_err(|error| self.unread("read option reply", error))
+    }
+
+    /// Why something could not be read.
+    fn unread(&self, what: &'static str, error: ReadError) -> NbdError {
+        if self.connection.is_tls() {
+            NbdError::read_under_tls(what, error)
+        } else {
+            NbdError::read(what, error)
+        }
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Result<(), NbdError> {
@@ -138,7 +158,7 @@ impl Talk<'_> {
         let len = u64::from(answer.len);
         let shown = (answer.len as usize).min(SHOWN_MAX);
         let text = self.reader.take(shown).await;
-        let text = text.map_err(|error| NbdError::read("read option reply", error))?;
+        let text = text.map_err(|error| self.unread("read option reply", error))?;
         self.skip(len - shown as u64).await?;
         if !text.is_empty() {
             let text = harmless(&text);
@@ -153,11 +173,12 @@ impl Talk<'_> {
         self.send(&u32::from(flags).to_be_bytes()).await?;
         let no_zeroes = flags & handshake::NO_ZEROES != 0;
         if flags & handshake::FIXED_NEWSTYLE == 0 {
+            self.check_in_clear()?;
             return self.export_name(Headers::Simple, None, no_zeroes).await;
         }
         let chosen = self.choose(no_zeroes).await;
         if let Err(error) = &chosen
-            && !matches!(error, NbdError::Stream { .. })
+            && !matches!(error, NbdError::Stream { .. } | NbdError::Tls(_))
         {
             // Best effort: whoever does not read it finds the end.
             let _ = self.send_option(option::ABORT, &[]).await;
@@ -165,7 +186,20 @@ impl Talk<'_> {
         chosen
     }
 
+    /// A server that cannot be asked for TLS is of no use to who wants it.
+    fn check_in_clear(&self) -> Result<(), NbdError> {
+        match self.wishes.tls {
+            None => Ok(()),
+            Some(_) => Err(NbdError::NoTls),
+        }
+    }
+
     async fn choose(&mut self, no_zeroes: bool) -> Result<Terms, NbdError> {
+        // Before anything else: what is agreed upon in the clear, somebody in between
+        // could have said.
+        if let Some(tls) = &self.wishes.tls {
+            self.start_tls(tls).await?;
+        }
         let headers = if self.agree(option::EXTENDED_HEADERS).await? {
             Headers::Extended
         } else if self.agree(option::STRUCTURED_REPLY).await? {
@@ -184,6 +218,30 @@ impl Talk<'_> {
                 self.export_name(headers, context, no_zeroes).await
             }
         }
+    }
+
+    async fn start_tls(&mut self, tls: &Tls) -> Result<(), NbdError> {
+        const OPTION: u32 = option::STARTTLS;
+        self.send_option(OPTION, &[]).await?;
+        let answer = self.answer(OPTION).await?;
+        if answer.is_error() {
+            self.explanation(answer).await?;
+            return Err(match answer.kind {
+                reply::ERR_UNSUP => NbdError::TlsUnknown,
+                code => refused(code, OPTION),
+            });
+        }
+        if answer.kind != reply::ACK {
+            return Err(NbdError::OtherReply {
+                got: answer.kind,
+                wanted: reply::ACK,
+            });
+        }
+        let host = tls.host.as_deref();
+        let started = self
+            .connection
+            .start_tls_client(self.reader, &tls.credentials, host);
+        started.await.map_err(NbdError::Tls)
     }
 
     /// Whether the server does what an option without a payload asks for.
@@ -250,7 +308,7 @@ impl Talk<'_> {
         }
         let number = u32::from_be_bytes(self.take("read option reply").await?);
         let name = self.reader.take(name_len).await;
-        let name = name.map_err(|error| NbdError::read("read option reply", error))?;
+        let name = name.map_err(|error| self.unread("read option reply", error))?;
         Ok((number, name))
     }
 
@@ -272,11 +330,7 @@ impl Talk<'_> {
                 self.explanation(answer).await?;
                 return match answer.kind {
                     reply::ERR_UNSUP => Ok(None),
-                    reply::ERR_UNKNOWN => Err(NbdError::NoExport),
-                    code => Err(NbdError::Refused {
-                        code,
-                        option: OPTION,
-                    }),
+                    code => Err(refused(code, OPTION)),
                 };
             }
             match answer.kind {
@@ -340,10 +394,7 @@ impl Talk<'_> {
                 self.explanation(answer).await?;
                 return match answer.kind {
                     reply::ERR_UNSUP => Ok(()),
-                    code => Err(NbdError::Refused {
-                        code,
-                        option: OPTION,
-                    }),
+                    code => Err(refused(code, OPTION)),
                 };
             }
             match answer.kind {
@@ -381,7 +432,7 @@ impl Talk<'_> {
             return Ok(false);
         }
         let name = self.reader.take(wanted.len()).await;
-        let name = name.map_err(|error| NbdError::read("read option reply", error))?;
+        let name = name.map_err(|error| self.unread("read option reply", error))?;
         self.skip(u64::from(rest - name_len)).await?;
         Ok(name == wanted)
     }
@@ -405,6 +456,7 @@ impl Talk<'_> {
     }
 
     async fn old_style(&mut self) -> Result<Terms, NbdError> {
+        self.check_in_clear()?;
         if !self.wishes.export.is_empty() {
             return Err(NbdError::OldStyleName);
         }
@@ -413,6 +465,14 @@ impl Talk<'_> {
         let flags = u16::try_from(flags).map_err(|_| NbdError::ExportFlags(flags))?;
         self.skip(ZEROES).await?;
         Terms::new(size, flags, Headers::Simple, None, None)
+    }
+}
+
+/// An option that a server knows and refuses.
+fn refused(code: u32, option: u32) -> NbdError {
+    match code {
+        reply::ERR_UNKNOWN => NbdError::NoExport,
+        code => NbdError::Refused { code, option },
     }
 }
 

@@ -122,6 +122,10 @@ impl Session {
                 let call: &Rc<Call> = &launched[index];
                 call.give_back(buf);
             }
+            if is_last && result.is_ok() {
+                self.connection.finish().await;
+                return;
+            }
             if is_last || result.is_err() {
                 // Who receives must not go on either.
                 self.connection.shut_down();
