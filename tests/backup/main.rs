@@ -5,6 +5,7 @@ mod devices;
 mod full;
 mod harness;
 mod incremental;
+mod nbd;
 mod refusals;
 mod resume;
 mod verify;

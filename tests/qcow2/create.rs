@@ -103,14 +103,18 @@ async fn create(
     Ok(())
 }
 
+/// A directory without files. A program that is being started by another test of
+/// this process may still hold the locks of a file that was open when it began, so
+/// none is made anew.
+fn empty(scratch: &Scratch, name: &str) -> PathBuf {
+    // There may be none yet.
+    let _ = std::fs::remove_dir_all(scratch.join(name));
+    scratch.directory(name)
+}
+
 /// Makes both; answers where they are.
 fn both(shards: &Shards, scratch: &Scratch, options: &CreateOptions) -> (PathBuf, PathBuf) {
-    // New files: a program that is being started elsewhere in this process may still
-    // hold the locks of what was open when it began.
-    for name in ["theirs", "ours"] {
-        let _ = std::fs::remove_dir_all(scratch.join(name));
-    }
-    let (theirs, ours) = (scratch.directory("theirs"), scratch.directory("ours"));
+    let (theirs, ours) = (empty(scratch, "theirs"), empty(scratch, "ours"));
     qemu_creates(&theirs, options).unwrap_or_else(|error| panic!("{options:?}: {error}"));
     let (place, wanted) = (ours.clone(), options.clone());
     shards
@@ -388,11 +392,11 @@ fn what_cannot_be_is_refused_in_the_words_of_qemu() {
     ]);
     for options in all {
         let scratch = Scratch::new(env!("CARGO_TARGET_TMPDIR"));
-        let theirs = qemu_creates(&scratch.directory("theirs"), &options);
+        let theirs = qemu_creates(&empty(&scratch, "theirs"), &options);
         let Err(theirs) = theirs else {
             panic!("QEMU takes {options:?}");
         };
-        let (place, wanted) = (scratch.directory("ours"), options.clone());
+        let (place, wanted) = (empty(&scratch, "ours"), options.clone());
         let ours = shards
             .spawn_on(0, move |shard| async move {
                 create(&shard, &place, &wanted).await
@@ -415,7 +419,7 @@ fn disks_are_as_large_as_their_clusters_allow() {
                 cluster_size,
                 ..CreateOptions::new(size)
             };
-            let place = scratch.directory("large");
+            let place = empty(&scratch, "large");
             let result = shards
                 .spawn_on(0, move |shard| async move {
                     create(&shard, &place, &options).await
