@@ -492,6 +492,10 @@ impl File {
 impl Drop for Inner {
     fn drop(&mut self) {
         if let Backing::Host(host) = &self.backing {
+            // Not left to the end of the descriptor: the kernel's file table, or a
+            // process that is just being started, may keep that for a while.
+            let held = self.locks.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let _ = lock::change(host.fd.as_fd(), held, &Locks::default());
             self.set.unregister_file(self.reference, host);
         }
     }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ringback_ring::file::{Cache, Kind, OpenError, OpenOptions};
+use ringback_ring::lock::{Locks, Permission};
 use ringback_ring::probe::Feature;
 use ringback_ring::shards::Config;
 use ringback_ring::{Errno, File, Shards};
@@ -272,6 +273,42 @@ fn closing_a_file_gives_its_locks_back() {
                 locked = file.lock(&alone);
             }
             drop(file);
+        }
+    });
+    done.wait().expect("an answer");
+    shards.stop();
+}
+
+/// A copy of the descriptor under which this process has a file open, as a process
+/// gets it that is being started just now.
+fn copy_of_descriptor(path: &Path) -> std::os::fd::OwnedFd {
+    let entries = std::fs::read_dir("/proc/self/fd").expect("/proc is mounted");
+    let number = entries
+        .filter_map(Result::ok)
+        .find(|entry| std::fs::read_link(entry.path()).is_ok_and(|target| target == path))
+        .and_then(|entry| entry.file_name().to_str()?.parse().ok());
+    let number = number.expect("the file is open");
+    ringback_ring::inherited_descriptor(number).expect("a copy")
+}
+
+#[test]
+fn locks_go_with_the_file_and_not_with_the_last_descriptor() {
+    let image = image(4096);
+    // Opened by name, so that there is one descriptor only.
+    let path = image.into_temp_path();
+    let name = path.to_path_buf();
+    let shards = start(1, &[]);
+    let done = shards.spawn_on(0, move |shard| async move {
+        let locks = Locks {
+            held: vec![Permission::Write],
+            unshared: vec![Permission::Write],
+        };
+        let mut copies = Vec::new();
+        for _ in 0..3 {
+            let file = File::open(&shard, options(&name, true)).await;
+            let file = file.expect("open");
+            file.lock(&locks).expect("nobody has it");
+            copies.push(copy_of_descriptor(&name));
         }
     });
     done.wait().expect("an answer");
