@@ -87,8 +87,8 @@ pub struct Path {
     base: Base,
     /// How requests are cut below, if some layer wants to count them.
     counted: Option<Limits>,
-    /// Some layer reads beside a guest.
-    is_fleecing: bool,
+    /// Of the first layer that reads beside a guest.
+    fleecing: Option<Arc<CopyBeforeWrite>>,
     /// Of all layers together.
     treatment: Treatment,
 }
@@ -123,7 +123,7 @@ impl Path {
         };
         Self {
             treatment,
-            is_fleecing: layers.iter().any(|layer| layer.fleecing.is_some()),
+            fleecing: layers.iter().find_map(|layer| layer.fleecing.clone()),
             layers: layers.into(),
             counted: counts.then(|| base.limits()),
             base,
@@ -229,9 +229,9 @@ impl Path {
         if span.is_empty() {
             return (Ok(()), buf);
         }
-        if self.is_fleecing {
+        if let Some(filter) = &self.fleecing {
             // Boxed, as above.
-            return Box::pin(self.read_fleecing(shard, span, buf, window)).await;
+            return Box::pin(self.read_fleecing(filter, shard, span, buf, window)).await;
         }
         self.read_base(shard, span, buf, window).await
     }
@@ -241,23 +241,15 @@ impl Path {
     /// newer data, which is not handed out.
     async fn read_fleecing(
         &self,
+        filter: &CopyBeforeWrite,
         shard: &Shard,
         span: Span,
         buf: Buf,
         window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
-        let filter = self.fleecing();
-        let _reading = match filter {
-            Some(filter) => Some(filter.enter_reader(shard, span).await),
-            None => None,
-        };
+        let _reading = filter.enter_reader(shard, span).await;
         let (result, buf) = self.read_base(shard, span, buf, window).await;
         (result.and_then(|()| check_whole(filter)), buf)
-    }
-
-    fn fleecing(&self) -> Option<&CopyBeforeWrite> {
-        let mut layers = self.layers.iter();
-        layers.find_map(|layer| layer.fleecing.as_deref())
     }
 
     async fn read_base(
@@ -438,12 +430,12 @@ impl Path {
     /// What is at the start of `span` (not empty), and how far that holds.
     pub async fn extent(&self, shard: &Shard, span: Span) -> IoResult<Extent> {
         self.check(span)?;
-        let Some(filter) = self.fleecing().filter(|_| self.is_fleecing) else {
+        let Some(filter) = &self.fleecing else {
             return self.extent_of_base(shard, span).await;
         };
         let _reading = filter.enter_reader(shard, span).await;
         let extent = Box::pin(self.extent_of_base(shard, span)).await?;
-        check_whole(Some(filter)).map(|()| extent)
+        check_whole(filter).map(|()| extent)
     }
 
     async fn extent_of_base(&self, shard: &Shard, span: Span) -> IoResult<Extent> {
@@ -613,8 +605,8 @@ impl Path {
 }
 
 /// EACCES once a filter's snapshot is broken.
-fn check_whole(filter: Option<&CopyBeforeWrite>) -> IoResult<()> {
-    match filter.and_then(CopyBeforeWrite::broken) {
+fn check_whole(filter: &CopyBeforeWrite) -> IoResult<()> {
+    match filter.broken() {
         Some(_) => Err(Errno::EACCES),
         None => Ok(()),
     }
