@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use ringback_tests::needs::{Need, needs};
 use ringback_tests::process::LIMIT;
 use ringback_tests::qmp::{Program, Refusal};
+use ringback_tests::random::Random;
 use serde_json::{Value, json};
 
 use crate::beside::{Talk, assert_same};
@@ -32,26 +33,6 @@ const DISKS: &[&str] = &[
     "--blockdev",
     "file,node-name=dst2,filename=blank2",
 ];
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
-
-    fn one_in(&mut self, count: u64) -> bool {
-        self.below(count) == 0
-    }
-
-    fn of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[usize::try_from(self.below(all.len() as u64)).expect("few")]
-    }
-}
 
 type Reply = Result<Value, Refusal>;
 type Said = (&'static str, Value);
@@ -336,7 +317,7 @@ fn states(talk: &mut Talk, endless: &Endless) -> Option<Vec<String>> {
 
 /// Whether QEMU's daemon has lived to its end.
 fn session(seed: u64) -> bool {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut ours = Talk::start(Program::Ringback, DISKS);
     let mut theirs = Talk::start(Program::Qemu, DISKS);
     let mut endless = Endless::default();

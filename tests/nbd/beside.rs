@@ -6,6 +6,7 @@
 use ringback_block::protocol::nbd::wire::{Request, command, info, option, request_flags};
 use ringback_tests::needs::{Need, needs};
 use ringback_tests::qmp::Program;
+use ringback_tests::random::Random;
 
 use crate::wire::{
     Answer, Client, Mode, OptionReply, PAYLOAD_MAX, info_payload, meta_payload, request,
@@ -17,22 +18,6 @@ const NEEDED: &[Need] = &[
     Need::Program("qemu-img"),
     Need::Program("qemu-io"),
 ];
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
-
-    fn of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[usize::try_from(self.below(all.len() as u64)).expect("few")]
-    }
-}
 
 fn seeds(count: u64) -> std::ops::Range<u64> {
     let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
@@ -133,7 +118,7 @@ fn options_are_answered_as_qemu_answers() {
     let scratch = scratch();
     let both = [Program::Ringback, Program::Qemu].map(|it| Served::start(it, &scratch));
     for seed in seeds(300) {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let options: Dialogue = (0..8)
             .map(|_| {
                 let option = an_option(&mut random);
@@ -246,7 +231,7 @@ fn requests_are_answered_as_qemu_answers() {
     let scratch = scratch();
     let both = [Program::Ringback, Program::Qemu].map(|it| Served::start(it, &scratch));
     for seed in seeds(40) {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let mode = random.of(&[Mode::Simple, Mode::Structured, Mode::Extended]);
         let (export, size) = random.of(&[("d", 8 * MIB), ("d", 8 * MIB), ("r", 5_120_000)]);
         let contexts: &[&str] = match (mode, export) {

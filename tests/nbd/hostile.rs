@@ -4,28 +4,13 @@ use ringback_block::protocol::nbd::wire::{OPTION_MAGIC, Request, command, option
 use ringback_tests::needs::{Need, needs};
 use ringback_tests::process::wait_for;
 use ringback_tests::qmp::{Daemon, Program};
+use ringback_tests::random::Random;
 use serde_json::json;
 
 use crate::wire::{Answer, Client, Mode, info_payload, meta_payload, request};
 use crate::{SOCKET, Served, scratch};
 
 const NEEDED: &[Need] = &[Need::Program("qemu-img"), Need::Program("qemu-io")];
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
-
-    fn index(&mut self, len: usize) -> usize {
-        usize::try_from(self.below(len as u64)).expect("an index")
-    }
-}
 
 /// The bytes of a client that does everything right, until it hangs up.
 fn good_bytes(mode: Mode) -> Vec<u8> {
@@ -84,7 +69,7 @@ fn damaged_streams_harm_nobody_else() {
     let served = Served::start(Program::Ringback, &scratch);
     let path = served.socket();
     let mut witness = Client::go(&path, Mode::Structured, "d", &["base:allocation"]);
-    let mut random = Random(5);
+    let mut random = Random::new(5);
     for round in 0..600_u64 {
         let mode = [Mode::Simple, Mode::Structured, Mode::Extended][random.index(3)];
         let mut bytes = good_bytes(mode);

@@ -13,6 +13,7 @@
 //! | `image` | raw images: making, changing, comparing |
 //! | `qmp` | daemons and their monitors |
 //! | `certificates` | authorities and certificates of one test |
+//! | `random` | choices from a seed |
 //! | `report` | the report of `ringback bench --json` |
 
 pub mod binary;
@@ -23,5 +24,6 @@ pub mod image;
 pub mod needs;
 pub mod process;
 pub mod qmp;
+pub mod random;
 pub mod report;
 pub mod scratch;
