@@ -35,6 +35,9 @@ use crate::storage::Storage;
 use crate::traffic::Traffic;
 use crate::units::is_zero;
 
+/// How far is looked at once beside a guest.
+const FLEECED_EXTENT_MAX: u64 = 4 << 20;
+
 /// One node's part of a path: what it does to changes, and which bitmaps record
 /// them.
 #[derive(Clone, Debug, Default)]
@@ -433,6 +436,8 @@ impl Path {
         let Some(filter) = &self.fleecing else {
             return self.extent_of_base(shard, span).await;
         };
+        // A guest waits for what is registered: no longer than need be.
+        let span = Span::new(span.offset, span.len.min(FLEECED_EXTENT_MAX));
         let _reading = filter.enter_reader(shard, span).await;
         let extent = Box::pin(self.extent_of_base(shard, span)).await?;
         check_whole(filter).map(|()| extent)

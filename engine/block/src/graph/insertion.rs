@@ -300,10 +300,16 @@ impl Graph {
         shard: &Shard,
         name: &str,
     ) -> Result<(), GraphError> {
-        let Kind::CopyBeforeWrite { file, filter, .. } = &self.node(name)?.kind else {
+        let Kind::CopyBeforeWrite {
+            file,
+            target,
+            filter,
+            ..
+        } = &self.node(name)?.kind
+        else {
             return Err(GraphError::NoSnapshot(name.into()));
         };
-        let (below, filter) = (file.clone(), Arc::clone(filter));
+        let (below, target, filter) = (file.clone(), target.clone(), Arc::clone(filter));
         if self.has_reader(name) || filter.has_job() {
             return Err(GraphError::InUse(name.into()));
         }
@@ -311,7 +317,11 @@ impl Graph {
         // A save that timed out may still write to the target. Guests are held only
         // for what comes after this wait.
         filter.wait_for_saves_in_flight(shard).await;
-        let concerned = self.users_above(name);
+        let mut concerned = self.users_above(name);
+        // Who reads the target reads it without regard to guests from now on.
+        concerned.extend(self.users_above(&target));
+        concerned.sort_unstable();
+        concerned.dedup();
         self.drain(&concerned).await;
         filter.wait_for_saves_in_flight(shard).await;
         let redirected = self.redirect(name, &below);
