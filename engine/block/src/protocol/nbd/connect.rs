@@ -13,7 +13,7 @@ use ringback_ring::socket::Batch;
 use super::error::NbdError;
 use super::negotiation::{Wishes, negotiate};
 use super::terms::{Headers, Terms};
-use super::wire::{Request, command};
+use super::wire::{Request, command, request_flags};
 
 pub(super) const SECOND_NS: u64 = 1_000_000_000;
 
@@ -65,7 +65,18 @@ pub(super) fn parting() -> Request {
 /// Appends a request without its payload.
 pub(super) fn push_request(batch: &mut Batch, headers: Headers, request: &Request) {
     match headers {
-        Headers::Extended => batch.push_bytes(&request.encode_extended()),
+        Headers::Extended => {
+            // There the length of a request is not that of a payload unless it says so.
+            let payload = match request.command {
+                command::WRITE => request_flags::PAYLOAD_LEN,
+                _ => 0,
+            };
+            let request = Request {
+                flags: request.flags | payload,
+                ..*request
+            };
+            batch.push_bytes(&request.encode_extended());
+        }
         Headers::Simple | Headers::Structured => batch.push_bytes(&request.encode()),
     }
 }
@@ -182,5 +193,20 @@ mod tests {
             .map(|earlier| pause_ns(earlier) / SECOND_NS)
             .collect();
         assert_eq!(seconds, [1, 2, 4, 8, 16, 16]);
+    }
+
+    #[test]
+    fn a_long_header_says_that_a_payload_follows() {
+        let write = Request {
+            command: command::WRITE,
+            len: 512,
+            ..parting()
+        };
+        for (request, flags) in [(write, request_flags::PAYLOAD_LEN), (parting(), 0)] {
+            let mut batch = Batch::default();
+            push_request(&mut batch, Headers::Extended, &request);
+            let bytes: Vec<u8> = batch.parts().flatten().copied().collect();
+            assert_eq!(bytes[4..6], flags.to_be_bytes(), "{request:?}");
+        }
     }
 }
