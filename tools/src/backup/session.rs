@@ -174,7 +174,10 @@ impl Session {
 
     /// What an earlier run left on the target, as far as it is right.
     async fn check_kept(&mut self, shard: &Shard, areas: &[Span]) -> Result<Vec<Span>, Stop> {
+        // Until it is checked nothing counts, whatever ends the check. The file still
+        // has it.
         let mut claimed = self.state.done();
+        self.state.set_done(&[]);
         if self.args().compress {
             // A compressed cluster cannot be written twice: whatever is there
             // counts, noted or not.
