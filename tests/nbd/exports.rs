@@ -236,6 +236,25 @@ fn an_export_with_clients_goes_only_by_force() {
 }
 
 #[test]
+fn a_server_takes_the_place_of_the_one_before() {
+    let scratch = scratch();
+    let node = ["--blockdev", "null-co,node-name=n,size=1048576"];
+    let mut daemon = Daemon::start(Program::Ringback, scratch.path(), &node);
+    let path = json!({ "addr": { "type": "unix", "data": { "path": SOCKET } } });
+    for _ in 0..20 {
+        daemon.qmp.run("nbd-server-start", &path);
+        daemon
+            .qmp
+            .run("block-export-add", &export("e", "n", &json!({})));
+        let mut client = Client::go(&scratch.join(SOCKET), Mode::Simple, "n", &[]);
+        daemon.qmp.run("nbd-server-stop", &json!({}));
+        assert!(!scratch.join(SOCKET).exists());
+        assert!(client.is_hung_up());
+    }
+    let _ = daemon.quit();
+}
+
+#[test]
 fn no_more_clients_come_in_than_may() {
     if !needs(&NEEDED[1..]) {
         return;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use ringback_net::{Connection, Listener, Reader};
+use ringback_ring::shard::Task;
 use ringback_ring::{Shard, Shards, Socket, WaitQueue};
 
 use super::export::Export;
@@ -42,12 +43,13 @@ struct Inner {
 }
 
 /// A server that listens until it is stopped.
-#[derive(Debug)]
 pub struct Server {
     inner: Arc<Inner>,
     shards: Shards,
     /// Shut down, it ends the listening.
     listening: Rc<Socket>,
+    /// Owns what listens.
+    accepting: Task<()>,
 }
 
 /// The clients of one shard.
@@ -97,11 +99,13 @@ impl Server {
         });
         let listening = Rc::new(listener.socket()?);
         let (server, socket, here) = (Arc::clone(&inner), Rc::clone(&listening), shard.clone());
-        shard.spawn(async move { accept_all(&here, &server, &listener, &socket).await });
+        let accepting =
+            shard.spawn(async move { accept_all(&here, &server, &listener, &socket).await });
         Ok(Self {
             inner,
             shards: shard.set().clone(),
             listening,
+            accepting,
         })
     }
 
@@ -134,25 +138,11 @@ impl Server {
     /// later: see [`super::export::Clients::gone`].
     pub async fn cut(&self, export: &Arc<Export>) {
         let export = Arc::clone(export);
-        self.cut_those(move |guest| {
+        cut_those(&self.shards, move |guest| {
             let chosen = guest.export.as_ref();
             chosen.is_some_and(|chosen| Arc::ptr_eq(chosen, &export))
         })
         .await;
-    }
-
-    async fn cut_those(&self, is_meant: impl Fn(&Guest) -> bool + Clone + Send + 'static) {
-        self.shards
-            .on_each(move |shard| {
-                let guests = shard.local::<Guests>();
-                for guest in guests.all.borrow().values() {
-                    if is_meant(guest) {
-                        guest.connection.shut_down();
-                    }
-                }
-                async {}
-            })
-            .await;
     }
 
     /// Accepts nobody any more, cuts all connections, and waits for their end.
@@ -160,9 +150,11 @@ impl Server {
         self.inner.is_stopping.store(true, Ordering::Release);
         self.listening.shut_down();
         self.inner.left.wake_all();
+        // From then on nobody comes in, and the socket file's place is free.
+        self.accepting.join().await;
         let server = Arc::clone(&self.inner);
-        self.cut_those(move |guest| Arc::ptr_eq(&guest.server, &server))
-            .await;
+        let cut = move |guest: &Guest| Arc::ptr_eq(&guest.server, &server);
+        cut_those(&self.shards, cut).await;
         let inner = &self.inner;
         shard
             .wait(&[&inner.left], None, || {
@@ -170,6 +162,20 @@ impl Server {
             })
             .await;
     }
+}
+
+async fn cut_those(shards: &Shards, is_meant: impl Fn(&Guest) -> bool + Clone + Send + 'static) {
+    shards
+        .on_each(move |shard| {
+            let guests = shard.local::<Guests>();
+            for guest in guests.all.borrow().values() {
+                if is_meant(guest) {
+                    guest.connection.shut_down();
+                }
+            }
+            async {}
+        })
+        .await;
 }
 
 /// Until the server is stopped.
@@ -196,7 +202,10 @@ async fn accept_all(shard: &Shard, server: &Arc<Inner>, listener: &Listener, soc
                 );
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if socket.readable(shard).await.is_err() {
+                if let Err(errno) = socket.readable(shard).await {
+                    if !is_stopping() {
+                        tracing::error!("NBD server: nobody is let in any more: {errno}");
+                    }
                     return;
                 }
             }
