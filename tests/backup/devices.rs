@@ -1,8 +1,9 @@
 //! Block devices, as source and as target.
 
-use ringback_tests::device::LoopDevice;
-use ringback_tests::image::MIB;
+use ringback_tests::device::{LoopDevice, Mount};
+use ringback_tests::image::{MIB, blank};
 use ringback_tests::needs::{Need, needs};
+use ringback_tests::scratch::Scratch;
 
 use crate::harness::{Place, can_judge, exists};
 
@@ -58,4 +59,24 @@ fn a_qcow2_image_on_a_device() {
     place.refused(1, &format!("{name} b.raw"), "say with -f raw or -f qcow2");
     place.backup(&format!("{name} b.raw -f qcow2")).succeeded();
     place.assert_same("a.raw", "b.raw");
+}
+
+#[test]
+fn a_mounted_device() {
+    let needed = [Need::LoopDevices, Need::Program("mkfs.ext4")];
+    if !can_judge() || !needs(&needed) {
+        return;
+    }
+    let place = Place::new();
+    place.raw("a.raw", 4 * MIB);
+    let scratch = Scratch::new(env!("CARGO_TARGET_TMPDIR"));
+    let disk = scratch.join("disk.raw");
+    blank(&disk, 16 * MIB);
+    let device = LoopDevice::new(&disk, 512);
+    let _mount = Mount::ext4(&scratch, &device);
+    let name = device.path().display();
+    let json = format!(r#"json:{{"driver":"host_device","filename":"{name}"}}"#);
+    for target in [name.to_string(), json] {
+        place.refused(1, &format!("a.raw {target} --overwrite"), "mounted");
+    }
 }

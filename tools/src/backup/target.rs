@@ -1,6 +1,5 @@
 //! Where the backup goes: made, overwritten, or gone on with.
 
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use ringback_block::format::qcow2::create::CreateOptions;
@@ -14,7 +13,7 @@ use super::args::{Args, Format};
 use super::open::{Disk, Wanted};
 use super::place::{Identity, Place, is_same, reason};
 use super::state::{TargetDescription, directory_of, sync_directory};
-use crate::open::{HEAD_BYTES, create_file, probed_format, reason as graph_reason};
+use crate::open::{HEAD_BYTES, create_file, is_claimed, probed_format, reason as graph_reason};
 
 /// The previous backup, as the header of the next one names it.
 #[derive(Clone, Debug)]
@@ -163,7 +162,7 @@ impl Plan<'_> {
                 Ok(())
             }
             (Place::Device(path), _) => {
-                check_unused(&path).map_err(|error| self.wrong(&error))?;
+                self.check_unclaimed(&path)?;
                 match format {
                     Format::Raw => Ok(()),
                     Format::Qcow2 => self.make_qcow2(shard, graph, &path).await,
@@ -207,6 +206,10 @@ impl Plan<'_> {
     /// The reason; nothing is open then.
     pub(crate) async fn open(&self, shard: &Shard, graph: &mut Graph) -> Result<Disk, String> {
         let disk = self.open_window(shard, graph, None).await?;
+        // By whatever name it was given, and also where a backup goes on.
+        for path in disk.paths(graph) {
+            self.check_unclaimed(&path)?;
+        }
         let size = graph.size(disk.node()).map_err(|error| error.to_string())?;
         if size < self.size || (size > self.size && self.format() == Format::Qcow2) {
             return Err(self.wrong(&format!("it has {size} bytes and the source {}", self.size)));
@@ -291,24 +294,14 @@ impl Plan<'_> {
         })
     }
 
+    fn check_unclaimed(&self, path: &Path) -> Result<(), String> {
+        if is_claimed(path) {
+            return Err(self.wrong("it is in use: mounted, or part of another device"));
+        }
+        Ok(())
+    }
+
     fn wrong(&self, why: &str) -> String {
         format!("'{}': {why}", self.name())
-    }
-}
-
-/// A device that is mounted, or part of a RAID or a volume group, is somebody
-/// else's: no option makes it ours. For block devices O_EXCL asks just that.
-fn check_unused(path: &Path) -> Result<(), String> {
-    let mut options = std::fs::OpenOptions::new();
-    options
-        .read(true)
-        .write(true)
-        .custom_flags(nix::libc::O_EXCL);
-    match options.open(path) {
-        Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
-            Err("it is in use: mounted, or part of another device".into())
-        }
-        // Whatever else is wrong is found when it is opened.
-        _ => Ok(()),
     }
 }

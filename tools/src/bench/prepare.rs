@@ -6,13 +6,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use super::args::Args;
 use crate::nodes::Disk;
+use crate::open::is_claimed;
 
 /// The two disks of a run.
 #[derive(Debug)]
@@ -140,7 +141,7 @@ fn check_given(name: &str, disk: &Disk, write: bool, args: &Args) -> Result<(), 
             )
         })?;
         if kind.is_block_device() {
-            check_unused(name, path)?;
+            check_unclaimed(name, path)?;
         }
         check_blank(name, disk, size, args)?;
     } else {
@@ -149,22 +150,14 @@ fn check_given(name: &str, disk: &Disk, write: bool, args: &Args) -> Result<(), 
     Ok(())
 }
 
-/// A device that is mounted, or part of a RAID or a volume group, is somebody
-/// else's: no option makes it ours. For block devices O_EXCL asks just that.
-fn check_unused(name: &str, path: &Path) -> Result<(), String> {
-    let mut options = OpenOptions::new();
-    options
-        .read(true)
-        .write(true)
-        .custom_flags(nix::libc::O_EXCL);
-    match options.open(path) {
-        Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => Err(format!(
+fn check_unclaimed(name: &str, path: &Path) -> Result<(), String> {
+    if is_claimed(path) {
+        return Err(format!(
             "--{name} '{}' is in use: it is mounted, or part of another device",
             path.display()
-        )),
-        // Whatever else is wrong is found, and named, elsewhere.
-        _ => Ok(()),
+        ));
     }
+    Ok(())
 }
 
 fn check_blank(name: &str, disk: &Disk, size: u64, args: &Args) -> Result<(), String> {

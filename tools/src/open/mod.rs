@@ -5,6 +5,7 @@
 //! is made of, to the engine. Here the two meet: a format is found by looking at
 //! the image, a backing file by asking the image for its name.
 
+mod claimed;
 mod create;
 mod describe;
 mod drivers;
@@ -28,6 +29,7 @@ use ringback_qmp_shim::open::{BackingHeader, DriverNode, ImageName, OpenNode};
 use ringback_ring::Shard;
 use serde_json::{Map, Value};
 
+pub(crate) use claimed::is_claimed;
 pub(crate) use create::{create_file, preallocation, qcow2_create_options};
 pub(crate) use describe::{describe, describe_qcow2};
 pub(crate) use drivers::{
