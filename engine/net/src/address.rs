@@ -3,13 +3,16 @@
 use std::fmt;
 use std::io;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname, setsockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn6, SockaddrLike, SockaddrStorage, bind,
+    getsockname, setsockopt, socket, sockopt,
+};
 use ringback_ring::{Shard, Socket};
 
 /// Connections that the kernel takes before they are accepted.
@@ -103,7 +106,7 @@ impl Address {
                         Ok(stream) => {
                             stream.set_nodelay(true)?;
                             // As below: a peer that has vanished is noticed one day.
-                            setsockopt(&stream, nix::sys::socket::sockopt::KeepAlive, &true)?;
+                            setsockopt(&stream, sockopt::KeepAlive, &true)?;
                             return Ok(stream.into());
                         }
                         Err(error) => last = error,
@@ -139,11 +142,38 @@ impl Address {
                 port,
                 is_ipv4,
             } => {
-                let listener = TcpListener::bind(&resolve(host, *port, *is_ipv4)?[..])?;
+                let addresses = resolve(host, *port, *is_ipv4)?;
+                let listener = match is_ipv4 {
+                    Some(false) => bind_ipv6_alone(&addresses)?,
+                    _ => TcpListener::bind(&addresses[..])?,
+                };
                 Listener::new(Acceptor::Tcp(listener), None)
             }
         }
     }
+}
+
+/// Otherwise Linux lets IPv4 in at the IPv6 address that stands for all.
+fn bind_ipv6_alone(addresses: &[std::net::SocketAddr]) -> io::Result<TcpListener> {
+    let mut last = io::ErrorKind::AddrNotAvailable.into();
+    for address in addresses {
+        let std::net::SocketAddr::V6(address) = address else {
+            continue;
+        };
+        let bound = (|| {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let socket = socket(AddressFamily::Inet6, SockType::Stream, flags, None)?;
+            setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+            setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+            bind(socket.as_raw_fd(), &SockaddrIn6::from(*address))?;
+            Ok::<_, nix::errno::Errno>(socket)
+        })();
+        match bound {
+            Ok(socket) => return Ok(socket.into()),
+            Err(errno) => last = errno.into(),
+        }
+    }
+    Err(last)
 }
 
 #[derive(Debug)]
@@ -186,7 +216,6 @@ impl Listener {
     ///
     /// ENOTSOCK, or what the kernel answers.
     pub fn from_descriptor(fd: OwnedFd) -> io::Result<Self> {
-        use std::os::fd::AsRawFd;
         let address = getsockname::<SockaddrStorage>(fd.as_raw_fd())?;
         let acceptor = match address.family() {
             Some(AddressFamily::Unix) => Acceptor::Unix(fd.into()),
@@ -232,9 +261,37 @@ impl Listener {
                 let stream = listener.accept()?.0;
                 stream.set_nodelay(true)?;
                 // A peer that has vanished is noticed one day.
-                setsockopt(&stream, nix::sys::socket::sockopt::KeepAlive, &true)?;
+                setsockopt(&stream, sockopt::KeepAlive, &true)?;
                 Ok(stream.into())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether somebody lets an IPv4 client in who listens everywhere in this way.
+    fn lets_ipv4_in(is_ipv4: Option<bool>) -> bool {
+        let address = Address::Tcp {
+            host: String::new(),
+            port: 0,
+            is_ipv4,
+        };
+        let listener = address.listen().expect("a port");
+        let port = listener.port().expect("a port");
+        TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port)).is_ok()
+    }
+
+    #[test]
+    fn ipv4_stays_out_where_it_is_off() {
+        if TcpListener::bind((std::net::Ipv6Addr::LOCALHOST, 0)).is_err() {
+            println!("skipped: needs IPv6");
+            return;
+        }
+        assert!(lets_ipv4_in(None));
+        assert!(lets_ipv4_in(Some(true)));
+        assert!(!lets_ipv4_in(Some(false)));
     }
 }

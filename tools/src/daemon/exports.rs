@@ -249,8 +249,10 @@ impl Control {
                 }
             };
             if !held.contains(&place) {
-                let result = self.graph.hold_bitmap(&place.node, &place.name, true);
-                result.map_err(|error| generic(reason(error)))?;
+                if let Err(error) = self.graph.hold_bitmap(&place.node, &place.name, true) {
+                    self.let_bitmaps_go(&held);
+                    return Err(generic(reason(error)));
+                }
                 held.push(place);
             }
             bitmaps.push(ExportedBitmap {

@@ -98,10 +98,8 @@ impl Session {
         let export = self.agreement.visit.export();
         let headers = self.agreement.headers;
         if let Err(failure) = request::check_length(&request) {
-            let has_payload = request.command == command::WRITE
-                || headers == Headers::Extended && request.flags & flag::PAYLOAD_LEN != 0;
             self.refuse(&request, failure);
-            return match has_payload {
+            return match self.payload_len(&request) > 0 {
                 true => Err(Parting::Lost("a payload that is too long")),
                 false => Ok(()),
             };
