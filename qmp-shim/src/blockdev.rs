@@ -11,7 +11,7 @@
 //! | `file`, `host_device` | `filename`, `locking` (auto, on, off), `aio` (threads, native, `io_uring`) |
 //! | `raw` | `file`, `offset`, `size` |
 //! | `null-co` | `size`, `latency-ns`, `read-zeroes` |
-//! | `copy-before-write` | `file`, `target`, `bitmap.node`, `bitmap.name`, `on-cbw-error` (break-guest-write, break-snapshot), `cbw-timeout`, `min-cluster-size` |
+//! | `copy-before-write` | `file`, `target`, `bitmap.node`, `bitmap.name`, `on-cbw-error` (break-guest-write, break-snapshot), `cbw-timeout`, `min-cluster-size`, `save-buffer` |
 //! | `snapshot-access` | `file` |
 //! | `nbd` | `server`, `export`, `tls-creds`, `tls-hostname`, `x-dirty-bitmap`, `reconnect-delay`, `open-timeout` |
 //! | `qcow2` | see [`qcow2`] |
@@ -65,7 +65,7 @@ mod raw;
 pub use blkdebug::BlkdebugOptions;
 pub use common::{CacheOptions, CommonOptions, DetectZeroes, Discard, Settings};
 pub use copy_before_write::{
-    BitmapRef, CbwOptions, MAX_CLUSTER, OnCbwError, SnapshotAccessOptions,
+    BitmapRef, CbwOptions, MAX_CLUSTER, OnCbwError, SnapshotAccessOptions, check_save_buffer,
 };
 pub use file::{Aio, FileOptions, Locking};
 pub use filters::{CopyOnReadOptions, ThrottleOptions};

@@ -473,6 +473,12 @@ pub enum OptionError {
     },
 
     // Our own.
+    /// A `save-buffer` where guests pay for what cannot be saved.
+    #[error(
+        "save-buffer needs on-cbw-error=break-snapshot: a guest whose old data is in memory \
+         has been answered, and its write cannot fail any more"
+    )]
+    SaveBuffer,
     /// The text is longer than any sensible one.
     #[error("The options are {len} bytes long, but at most {max} are read")]
     TextTooLong {

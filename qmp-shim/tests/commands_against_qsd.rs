@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 const DAEMON: &str = "qemu-storage-daemon";
 
 /// Members that only ringback has.
-const EXTENSIONS: &[&str] = &["on-cbw-error", "cbw-timeout"];
+const EXTENSIONS: &[&str] = &["on-cbw-error", "cbw-timeout", "save-buffer"];
 
 /// A schema by name.
 type Entries = BTreeMap<String, Value>;

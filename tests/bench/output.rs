@@ -51,6 +51,7 @@ const SETTINGS: [&str; 32] = [
     "min-cluster-size",
     "on-cbw-error",
     "cbw-timeout",
+    "save-buffer",
     "duration",
     "fleece-depth",
     "fleece-block",

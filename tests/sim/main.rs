@@ -146,6 +146,16 @@ fn a_timeout_that_frees_the_cell_is_found() {
 }
 
 #[test]
+fn forgetting_old_data_before_it_is_written_is_found() {
+    assert_found(Fault::FreedBeforeWritten);
+}
+
+#[test]
+fn taking_memory_for_the_target_is_found() {
+    assert_found(Fault::MemoryCountsAsTarget);
+}
+
+#[test]
 fn a_claim_leaked_on_cancel_is_found() {
     assert_found(Fault::ClaimLeakedOnCancel);
 }

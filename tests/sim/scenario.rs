@@ -47,6 +47,9 @@ struct Plan {
     discards: bool,
     on_cbw_error: OnCbwError,
     cbw_timeout_ns: u64,
+    save_buffer: u64,
+    /// Whole clusters are saved for guests, not only what they overwrite.
+    saves_clusters: bool,
     with_bitmap: bool,
     source: FileOptions,
     target: FileOptions,
@@ -115,6 +118,8 @@ fn plan(random: &mut Random) -> Plan {
         } else {
             0
         },
+        save_buffer: [0, 1, CLUSTER, 64 * CLUSTER][random.index(4)],
+        saves_clusters: random.below(2) == 0,
         with_bitmap: random.below(3) == 0,
         source,
         target,
@@ -273,6 +278,8 @@ impl Run {
             options: copy_before_write::Options {
                 on_cbw_error: self.plan.on_cbw_error,
                 cbw_timeout_ns: self.plan.cbw_timeout_ns,
+                save_buffer: self.plan.save_buffer,
+                min_cluster_size: if self.plan.saves_clusters { CLUSTER } else { 0 },
                 ..copy_before_write::Options::default()
             },
         };
@@ -395,6 +402,9 @@ impl Run {
         match result {
             Ok(()) if self.plan.job.sync == backup::Sync::Full && !complete => {
                 model.violate(|| format!("a job succeeded with {progress:?}"));
+            }
+            Ok(()) if filter.buffered_bytes() > 0 => {
+                model.violate(|| "a job succeeded with old data in memory only".into());
             }
             Ok(()) if filter.broken().is_some() => {
                 model.violate(|| "a job succeeded with a broken snapshot".into());

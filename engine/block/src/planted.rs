@@ -22,6 +22,10 @@ pub enum Fault {
     TimeoutFreesCell,
     /// A cancelled worker keeps its claim.
     ClaimLeakedOnCancel,
+    /// Old data is forgotten before the target has it.
+    FreedBeforeWritten,
+    /// A claim ends when old data is in memory.
+    MemoryCountsAsTarget,
     /// Unaligned writes do not wait for each other.
     UnalignedNotSerialised,
     /// A flush answers without having flushed.

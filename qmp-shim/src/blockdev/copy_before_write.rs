@@ -41,6 +41,10 @@ pub struct CbwOptions<N = BlockdevOptions> {
     /// The least size of a cluster: 0 or a power of two up to [`MAX_CLUSTER`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_cluster_size: Option<u64>,
+    /// Bytes of old data that may be in memory on their way to the target; 0: none. QEMU
+    /// 10.0 has no such buffer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub save_buffer: Option<u64>,
 }
 
 /// A dirty bitmap by node and name.
@@ -75,11 +79,13 @@ impl<N> CbwOptions<N> {
             on_cbw_error: reader.word("on-cbw-error")?,
             cbw_timeout: reader.unsigned_32("cbw-timeout")?,
             min_cluster_size: reader.size("min-cluster-size")?,
+            save_buffer: reader.size("save-buffer")?,
         })
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        check_cluster_size(self.min_cluster_size.unwrap_or(0))
+        check_cluster_size(self.min_cluster_size.unwrap_or(0))?;
+        check_save_buffer(self.save_buffer, self.on_cbw_error)
     }
 }
 
@@ -105,6 +111,18 @@ impl BitmapRef {
         };
         bitmap.finish()?;
         Ok(Some(read))
+    }
+}
+
+/// What is in memory only can be lost, and then the guest has been answered already.
+///
+/// # Errors
+///
+/// [`OptionError::SaveBuffer`].
+pub fn check_save_buffer(save_buffer: Option<u64>, on_cbw_error: Option<OnCbwError>) -> Result<()> {
+    match (save_buffer, on_cbw_error) {
+        (None | Some(0), _) | (_, Some(OnCbwError::BreakSnapshot)) => Ok(()),
+        _ => Err(OptionError::SaveBuffer),
     }
 }
 

@@ -24,7 +24,7 @@ fn every_option_is_read_into_its_place() {
                 file.driver=raw,file.offset=1,file.size=512,file.file=disk,\
                 target.driver=file,target.filename=a,,b,target.locking=off,target.aio=io_uring,\
                 bitmap.node=n,bitmap.name=b,on-cbw-error=break-snapshot,cbw-timeout=45,\
-                min-cluster-size=64k";
+                min-cluster-size=64k,save-buffer=1M";
     let raw = BlockdevOptions {
         common: CommonOptions::default(),
         driver: DriverOptions::Raw(RawOptions {
@@ -64,6 +64,7 @@ fn every_option_is_read_into_its_place() {
             on_cbw_error: Some(OnCbwError::BreakSnapshot),
             cbw_timeout: Some(45),
             min_cluster_size: Some(65536),
+            save_buffer: Some(1 << 20),
         }),
     };
     assert_eq!(parse(text), Ok(wanted));
@@ -570,9 +571,10 @@ fn any_upper(inner: impl Strategy<Value = Child> + Clone) -> impl Strategy<Value
         any_word(),
         any::<Option<u32>>(),
         any::<Option<u64>>(),
+        any::<Option<u64>>(),
     );
     let cbw = (inner.clone(), inner.clone(), rest).prop_map(|(file, target, rest)| {
-        let (bitmap, on_cbw_error, cbw_timeout, min_cluster_size) = rest;
+        let (bitmap, on_cbw_error, cbw_timeout, min_cluster_size, save_buffer) = rest;
         DriverOptions::CopyBeforeWrite(CbwOptions {
             file,
             target,
@@ -580,6 +582,7 @@ fn any_upper(inner: impl Strategy<Value = Child> + Clone) -> impl Strategy<Value
             on_cbw_error,
             cbw_timeout,
             min_cluster_size,
+            save_buffer,
         })
     });
     let access = inner

@@ -99,6 +99,9 @@ macro_rules! backup_arguments {
                 /// After how many seconds saving counts as failed; 0 is never. QEMU 10.0 has
                 /// this only on its filter.
                 cbw_timeout: Option<u32> = "cbw-timeout",
+                /// Bytes of old data that may be in memory on their way to the target; 0 is none.
+                /// QEMU 10.0 has no such buffer.
+                save_buffer: Option<u64> = "save-buffer",
                 /// The job ends without `job-finalize`; default true.
                 auto_finalize: Option<bool> = "auto-finalize",
                 /// The job goes without `job-dismiss`; default true.

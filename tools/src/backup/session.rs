@@ -16,7 +16,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ringback_block::copy::control::OnError;
-use ringback_block::filter::copy_before_write::{self, CLUSTER_SIZE_DEFAULT, CopyBeforeWrite};
+use ringback_block::filter::copy_before_write::{
+    self, CLUSTER_SIZE_DEFAULT, CopyBeforeWrite, OnCbwError, SAVE_BUFFER_DEFAULT,
+};
 use ringback_block::graph::{BitmapEnd, Graph, Insertion, Scope};
 use ringback_block::job::backup::{self, Backup};
 use ringback_block::span::Span;
@@ -290,6 +292,8 @@ impl Session {
                 Scope::Everything
             },
             options: copy_before_write::Options {
+                on_cbw_error: OnCbwError::BreakSnapshot,
+                save_buffer: SAVE_BUFFER_DEFAULT,
                 compress: self.context.args.compress,
                 shares_writes: self.context.args.force_share,
                 ..copy_before_write::Options::default()

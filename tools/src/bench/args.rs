@@ -115,6 +115,9 @@ pub(crate) struct Args {
         help_heading = "Backup"
     )]
     pub(crate) cbw_timeout: u32,
+    /// Memory for old data on its way to the target; 0: guests wait for the target
+    #[arg(long, value_parser = parse_size, default_value = "64M", help_heading = "Backup")]
+    pub(crate) save_buffer: u64,
     /// Seconds that --sync none lasts
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=86_400), help_heading = "Backup")]
     pub(crate) duration: u64,
@@ -318,6 +321,7 @@ impl Args {
             },
             cbw_timeout_ns: u64::from(self.cbw_timeout) * 1_000_000_000,
             min_cluster_size: self.min_cluster_size,
+            save_buffer: self.save_buffer,
             ..copy_before_write::Options::default()
         }
     }
@@ -365,6 +369,7 @@ impl Args {
             ("min-cluster-size", json!(self.min_cluster_size)),
             ("on-cbw-error", json!(name_of(&self.on_cbw_error))),
             ("cbw-timeout", json!(self.cbw_timeout)),
+            ("save-buffer", json!(self.save_buffer)),
             ("duration", json!(self.duration)),
             ("fleece-depth", json!(self.fleece_depth)),
             ("fleece-block", json!(self.fleece_block)),

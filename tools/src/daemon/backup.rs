@@ -1,13 +1,13 @@
 //! Backups and transactions: from the arguments of QMP to what the engine does.
 
 use ringback_block::copy::control::OnError;
-use ringback_block::filter::copy_before_write;
+use ringback_block::filter::copy_before_write::{self, SAVE_BUFFER_DEFAULT};
 use ringback_block::graph::{GraphError, Transaction};
 use ringback_block::job::backup::Options;
 use ringback_block::job::{
     BackupRefusal, BackupSpec, BitmapMode, Flags, Group, JobRefusal, Jobs, SyncMode,
 };
-use ringback_qmp_shim::blockdev::{OnCbwError, Settings};
+use ringback_qmp_shim::blockdev::{OnCbwError, Settings, check_save_buffer};
 use ringback_qmp_shim::command::{
     ActionCompletionMode, BackupPerf, BitmapSyncMode, BlockdevBackup, BlockdevOnError,
     BlockdevSnapshot, BlockdevSnapshotSync, DriveBackup, MirrorSyncMode, NewImageMode,
@@ -73,6 +73,7 @@ struct Asked<'a> {
     on_target_error: Option<BlockdevOnError>,
     on_cbw_error: Option<OnCbwError>,
     cbw_timeout: Option<u32>,
+    save_buffer: Option<u64>,
     auto_finalize: Option<bool>,
     auto_dismiss: Option<bool>,
     filter_node_name: Option<&'a str>,
@@ -94,6 +95,7 @@ macro_rules! asked {
             on_target_error: $backup.on_target_error,
             on_cbw_error: $backup.on_cbw_error,
             cbw_timeout: $backup.cbw_timeout,
+            save_buffer: $backup.save_buffer,
             auto_finalize: $backup.auto_finalize,
             auto_dismiss: $backup.auto_dismiss,
             filter_node_name: $backup.filter_node_name.as_deref(),
@@ -452,6 +454,8 @@ fn backup_spec(
         .map_err(|_| CommandError::generic(JobRefusal::Speed.to_string()))?;
     let perf = asked.perf;
     let (max_workers, max_chunk) = checked(perf)?;
+    check_save_buffer(asked.save_buffer, asked.on_cbw_error)
+        .map_err(|error| CommandError::generic(error.to_string()))?;
     Ok(BackupSpec {
         source,
         target,
@@ -472,6 +476,7 @@ fn backup_spec(
         filter: copy_before_write::Options {
             on_cbw_error: on_cbw_error(asked.on_cbw_error),
             cbw_timeout_ns: cbw_timeout_ns(asked.cbw_timeout),
+            save_buffer: asked.save_buffer.unwrap_or(SAVE_BUFFER_DEFAULT),
             min_cluster_size: perf.and_then(|perf| perf.min_cluster_size).unwrap_or(0),
             compress: asked.compress.unwrap_or(false),
             ..copy_before_write::Options::default()

@@ -174,6 +174,11 @@ pub(super) fn copy_before_write(options: &CbwOptions<OpenNode>) -> copy_before_w
         on_cbw_error: on_cbw_error(options.on_cbw_error),
         cbw_timeout_ns: cbw_timeout_ns(options.cbw_timeout),
         min_cluster_size: options.min_cluster_size.unwrap_or(0),
+        save_buffer: options.save_buffer.unwrap_or(match options.cbw_timeout {
+            None | Some(0) => copy_before_write::SAVE_BUFFER_DEFAULT,
+            // QEMU's limit is on the write to the target.
+            Some(_) => 0,
+        }),
         ..copy_before_write::Options::default()
     }
 }

@@ -16,7 +16,7 @@ use crate::units::{in_memory, is_zero};
 /// The most that is copied with one buffer; larger chunks go in pieces.
 pub const BYTES_MAX: u64 = 1 << 20;
 
-/// Claimed clusters: `first..end`.
+/// Claimed blocks: `first..end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Chunk {
     pub(crate) first: u64,

@@ -205,7 +205,7 @@ impl Control {
         &self.changed
     }
 
-    pub(crate) fn handle_error(&self, error: CopyError) {
+    pub(crate) fn handle_error(&self, error: CopyError) -> Action {
         let policy = match error.side {
             Side::Source => self.on_source_error,
             Side::Target => self.on_target_error,
@@ -222,5 +222,6 @@ impl Control {
             Action::Stop => self.pause(),
             Action::Ignore => self.changed(),
         }
+        action
     }
 }

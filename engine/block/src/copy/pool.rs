@@ -79,10 +79,10 @@ pub(crate) struct Pool {
     filter: Arc<CopyBeforeWrite>,
     control: Arc<Control>,
     rate: Arc<Rate>,
-    chunk_clusters: u64,
+    chunk_blocks: u64,
     /// What has been copied is discarded on the source.
     discard_source: bool,
-    /// Stretches before this cluster have been handed out in this pass.
+    /// Stretches before this block have been handed out in this pass.
     cursor: AtomicU64,
     /// Workers that have a stretch, or are about to take one.
     reserved: AtomicU64,
@@ -113,10 +113,10 @@ impl Pool {
         discard_source: bool,
     ) -> Self {
         Self {
+            chunk_blocks: chunk_clusters * filter.blocks_in_cluster(),
             filter,
             control,
             rate,
-            chunk_clusters,
             discard_source,
             cursor: AtomicU64::new(0),
             reserved: AtomicU64::new(0),
@@ -179,7 +179,7 @@ impl Pool {
             };
             self.reserved.fetch_sub(1, Ordering::SeqCst);
             if let Err(error) = result {
-                self.control.handle_error(error);
+                let _ = self.control.handle_error(error);
             }
             if stretch.is_none() && !self.next_pass(shard).await {
                 return;
@@ -193,7 +193,9 @@ impl Pool {
         let mut from = self.cursor.load(Ordering::Relaxed);
         loop {
             let first = cells.next_untouched(from, cells.len())?;
-            let end = (first + self.chunk_clusters).min(cells.len());
+            // Where guests have been, a stretch begins within a cluster; it ends with one.
+            let in_cluster = self.filter.blocks_in_cluster();
+            let end = (first / in_cluster * in_cluster + self.chunk_blocks).min(cells.len());
             let swapped =
                 self.cursor
                     .compare_exchange_weak(from, end, Ordering::Relaxed, Ordering::Relaxed);
@@ -240,7 +242,7 @@ impl Pool {
                 self.extend(&mut stretch, known_end);
             }
             // Zeroes, too, go in chunks: a guest may wait for each of them.
-            let end = stretch.end.min(known_end).min(first + self.chunk_clusters);
+            let end = stretch.end.min(known_end).min(first + self.chunk_blocks);
             if !self.admit(shard, first, end).await {
                 return Ok(());
             }
@@ -263,30 +265,31 @@ impl Pool {
         true
     }
 
-    /// What the clusters from `first` on hold, and up to which cluster that is
-    /// known. A cluster that holds both counts as data.
+    /// What the blocks from `first` on hold, and up to which block that is known. A
+    /// cluster that holds both counts as data.
     async fn look(&self, shard: &Shard, scout: &Scout, first: u64) -> (Content, u64) {
-        let size = self.filter.size();
-        let cluster_size = self.filter.cluster_size();
-        let offset = first * cluster_size;
+        let blocks = self.filter.cells().len();
+        let in_cluster = self.filter.blocks_in_cluster();
+        let offset = self.filter.bytes(first, first).offset;
         let (known, content) = scout.find(shard, &self.filter, offset).await;
-        let end = if known.end() == size {
-            self.filter.cells().len()
+        let end = if known.end() == self.filter.size() {
+            blocks
         } else {
-            known.end() / cluster_size
+            known.end() / self.filter.cluster_size() * in_cluster
         };
         if end > first {
             (content, end)
         } else {
-            (Content::Data, first + 1)
+            let next_cluster = (first / in_cluster + 1) * in_cluster;
+            (Content::Data, next_cluster.min(blocks))
         }
     }
 
     /// A long run of zeroes is one worker's, if nobody else has reserved what
     /// follows: the source need not be asked again.
     fn extend(&self, stretch: &mut Chunk, known_end: u64) {
-        let clusters_max = ZEROES_MAX / self.filter.cluster_size();
-        let end = known_end.min(stretch.first + clusters_max);
+        let blocks_max = ZEROES_MAX / self.filter.block_size();
+        let end = known_end.min(stretch.first + blocks_max);
         if end > stretch.end
             && self
                 .cursor

@@ -67,9 +67,9 @@ impl SnapshotAccess {
     }
 
     fn run(&self, span: Span) -> Run {
-        let clusters = self.filter.clusters(span);
-        let run = self.filter.cells().next_run(clusters.start, clusters.end);
-        let bytes = self.filter.bytes(clusters.start, run.end);
+        let blocks = self.filter.blocks(span);
+        let run = self.filter.cells().next_run(blocks.start, blocks.end);
+        let bytes = self.filter.bytes(blocks.start, run.end);
         Run {
             side: run.side,
             span: bytes.clip(&span),
@@ -126,10 +126,7 @@ impl SnapshotAccess {
             }
             Side::Copy => {
                 drop(reading);
-                self.filter
-                    .target()
-                    .read(shard, run.span.offset, buf, window)
-                    .await
+                self.filter.read_saved(shard, run.span, buf, window).await
             }
             Side::Gone => (Err(Errno::EACCES), buf),
         };
@@ -163,13 +160,10 @@ impl SnapshotAccess {
             span.end()
         };
         let inner = Span::between(span.offset, end.max(span.offset)).shrink(cluster_size);
-        let mut first = inner.offset / cluster_size;
-        let end = inner.end() / cluster_size;
-        while first < end {
-            let slice_end = end.min(first + SLICE_CLUSTERS);
-            self.filter.discard(shard, first, slice_end).await?;
+        for slice in inner.pieces(SLICE_CLUSTERS * cluster_size) {
+            let slice = slice.clip(&Span::new(0, self.size()));
+            self.filter.discard(shard, slice).await?;
             shard.yield_now().await;
-            first = slice_end;
         }
         Ok(())
     }

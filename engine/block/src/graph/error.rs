@@ -137,6 +137,12 @@ pub enum GraphError {
     /// A job's two ends must differ.
     #[error("Source and target cannot be the same")]
     SameNode,
+    /// A filter's old data may still be in memory when the disk is overwritten.
+    #[error(
+        "node '{0}' takes what a copy-before-write filter saves, and cannot show that filter's \
+         disk from now on: let it do so when the filter is made"
+    )]
+    TargetShowsSource(String),
     /// A job's two ends must be equally long.
     #[error(
         "Source and target image have different sizes ('{source_node}' has {source_size} bytes, '{target_node}' {target_size})"

@@ -211,10 +211,7 @@ impl Graph {
             copy_before_write::Scope::Everything,
             copy_before_write::Scope::Snapshot,
         );
-        let options = copy_before_write::Options {
-            target_cluster_size: self.cluster_size(&target)?,
-            ..options
-        };
+        let options = self.know_target(options, &file, &target)?;
         let (source_path, target_path) = (self.path(&file)?, self.path(&target)?);
         let shards = shard.set().count();
         let filter = CopyBeforeWrite::new(shards, source_path, target_path, scope, options)?;
@@ -234,10 +231,7 @@ impl Graph {
     ) -> Result<Arc<CopyBeforeWrite>, GraphError> {
         // After the freeze: the source's recorders are part of its path.
         let (source, target) = (self.path(insertion.file)?, self.path(insertion.target)?);
-        let options = copy_before_write::Options {
-            target_cluster_size: self.cluster_size(insertion.target)?,
-            ..insertion.options
-        };
+        let options = self.know_target(insertion.options, insertion.file, insertion.target)?;
         let scope = match (insertion.scope, bitmap) {
             (Scope::Everything, _) | (_, None) => copy_before_write::Scope::Everything,
             (Scope::Bitmap, Some(bitmap)) => copy_before_write::Scope::Snapshot(bitmap),
@@ -246,6 +240,21 @@ impl Graph {
         let shards = shard.set().count();
         let filter = CopyBeforeWrite::new(shards, source, target, scope, options)?;
         Ok(Arc::new(filter))
+    }
+
+    /// What a filter's options say of its target is taken from the target.
+    fn know_target(
+        &self,
+        options: copy_before_write::Options,
+        file: &str,
+        target: &str,
+    ) -> Result<copy_before_write::Options, GraphError> {
+        Ok(copy_before_write::Options {
+            target_cluster_size: self.cluster_size(target)?,
+            target_block_size: self.block_size(target)?,
+            target_shows_source: self.reaches(target, file),
+            ..options
+        })
     }
 
     /// Users and parents of one node become those of another. What the other one

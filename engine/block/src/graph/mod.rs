@@ -472,6 +472,17 @@ impl Graph {
         }
     }
 
+    /// The least that can be written to a node without its reading or filling what
+    /// lies beside it, in bytes.
+    pub(super) fn block_size(&self, name: &str) -> Result<u64, GraphError> {
+        let kind = &self.node(name)?.kind;
+        match kind {
+            Kind::Qcow2 { image, .. } => Ok(image.subcluster_size()),
+            Kind::Protocol { storage, .. } => Ok(storage.protocol().request_alignment()),
+            kind => main_child(kind).map_or(Ok(1), |child| self.block_size(child)),
+        }
+    }
+
     /// The first bytes of a node, at most `len`, for finding out what it is.
     ///
     /// # Errors

@@ -223,6 +223,7 @@ impl Graph {
             self.restructure(reopening)?;
         }
         self.check_writers(progress)?;
+        self.check_targets()?;
         let mut images = self.images_to_reopen(list, progress)?;
         for name in images.iter().rev() {
             self.write_image(shard, name, progress).await?;
@@ -389,6 +390,25 @@ impl Graph {
                 Ok(()) => {}
                 Err(GraphError::ReadOnly) => return Err(self.read_only_below(&entry, progress)),
                 Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// No filter's target shows its disk by now whose old data need not be there in
+    /// time.
+    fn check_targets(&self) -> Result<(), GraphError> {
+        for node in self.nodes.values() {
+            if let Kind::CopyBeforeWrite {
+                filter,
+                file,
+                target,
+                ..
+            } = &node.kind
+                && !filter.target_shows_source()
+                && self.reaches(target, file)
+            {
+                return Err(GraphError::TargetShowsSource(target.clone()));
             }
         }
         Ok(())

@@ -156,7 +156,7 @@ impl Backup {
             sync: options.sync,
             workers: shape.workers,
         };
-        filter.job_begins();
+        filter.job_begins(&control);
         let end = Arc::new(End::default());
         let (here, ending) = (shard.clone(), Arc::clone(&end));
         shard.spawn(async move {
@@ -206,7 +206,7 @@ impl Backup {
     /// What the flush answered; nothing is known then.
     pub async fn checkpoint(&self, shard: &Shard) -> IoResult<Vec<Span>> {
         // Before the flush: what is written while it runs may not be part of it.
-        let settled = self.filter.settled().collect();
+        let settled = self.filter.settled();
         self.filter.target().flush(shard).await?;
         Ok(settled)
     }

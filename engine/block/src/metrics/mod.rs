@@ -14,10 +14,14 @@ pub const LONGEST_NS: u64 = 60_000_000_000;
 /// Kinds of operation that are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Old data saved before a guest's write: from the claim to its publication.
+    /// Old data saved before a guest's write: from the claim until it is safe.
     Save,
     /// A guest's change that waited for saves.
     SaveWait,
+    /// A guest's change that waited for room in the save buffer.
+    RoomWait,
+    /// Old data in the save buffer: from its coming to its being on the target.
+    Drain,
     /// A guest's change that waited for fleecing reads in flight.
     ReaderWait,
     /// A read through snapshot-access.
@@ -32,9 +36,11 @@ pub enum Class {
 
 impl Class {
     /// Every class, in the order of reports.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Save,
         Self::SaveWait,
+        Self::RoomWait,
+        Self::Drain,
         Self::ReaderWait,
         Self::SnapshotRead,
         Self::CopyRead,
@@ -47,6 +53,8 @@ impl Class {
         match self {
             Self::Save => "cbw-save",
             Self::SaveWait => "cbw-save-wait",
+            Self::RoomWait => "cbw-room-wait",
+            Self::Drain => "cbw-drain",
             Self::ReaderWait => "cbw-reader-wait",
             Self::SnapshotRead => "snapshot-read",
             Self::CopyRead => "copy-read",

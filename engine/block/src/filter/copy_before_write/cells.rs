@@ -27,9 +27,8 @@
 //!
 //! Bit 3: a guest write has swung the cell, the source is not to be read any more. Bit 0: there is
 //! no saved copy, and there will be none. Bit 2: with bit 3, guest writes are free to go; without,
-//! the old data is safe. Bit 1: with neither of them, a save is in flight. That leaves bit 1 in
-//! *saved*, *closing* and *passed* (`0110`, `1010`, `1110`) for "the saved copy is in memory", and
-//! `0101` for a cluster that is split into finer blocks.
+//! the old data is safe, on the target or in memory. Bit 1: with neither of them, a save is in
+//! flight.
 //!
 //! # Invariants
 //!
@@ -52,6 +51,15 @@ const CELL: u64 = 0b1111;
 
 /// Bit 0 of every cell of a word. A pattern of one cell times this is the pattern in all cells.
 const ONES: u64 = 0x1111_1111_1111_1111;
+
+/// Bit 0 of the first cell of every group of 1, 2, 4, 8, 16 cells.
+const FIRST_OF_GROUPS: [u64; 5] = [
+    ONES,
+    0x0101_0101_0101_0101,
+    0x0001_0001_0001_0001,
+    0x0000_0001_0000_0001,
+    1,
+];
 
 const NO_COPY: u64 = ONES;
 const SAVING: u64 = 0b0010 * ONES;
@@ -197,10 +205,12 @@ pub struct Run {
 /// How many clusters of a range are in the states which queries report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Clusters still to be saved and not claimed.
+    /// Still to be saved and not claimed.
     pub untouched: u64,
-    /// Clusters *passed* or *lost*.
-    pub open: u64,
+    /// Groups with such a one.
+    pub untouched_groups: u64,
+    /// Groups with one that is *passed* or *lost*.
+    pub open_groups: u64,
 }
 
 /// The copy states of all clusters of a disk.
@@ -382,6 +392,18 @@ impl Cells {
         })
     }
 
+    /// The first cluster of `from..end` that is not *untouched*; `end` if all are.
+    pub fn next_touched(&self, from: u64, end: u64) -> u64 {
+        let mut pieces = self.pieces(from, end);
+        let found = pieces.find_map(|piece| {
+            // Relaxed: as above.
+            let untouched = untouched_cells(piece.word.load(Ordering::Relaxed));
+            let touched = piece.cells & ONES & !untouched;
+            (touched != 0).then(|| piece.first_of(touched))
+        });
+        found.unwrap_or(end)
+    }
+
     /// The first cluster of `from..end` of which nothing is left to save: it is saved, or need
     /// not be.
     pub fn next_settled(&self, from: u64, end: u64) -> Option<u64> {
@@ -427,15 +449,23 @@ impl Cells {
         }
     }
 
-    /// Counts states in `first..end`, for queries. In slices, if the range is large; each word is
-    /// looked at once, so that the sums are exact only while nothing changes.
-    pub fn tally(&self, first: u64, end: u64) -> Tally {
+    /// Counts states in `first..end`, for queries, also by groups of `group` cells: a power of two,
+    /// 16 at most, which divides `first`. In slices, if the range is large; each word is looked at
+    /// once, so that the sums are exact only while nothing changes.
+    pub fn tally(&self, first: u64, end: u64, group: u64) -> Tally {
+        assert!(group.is_power_of_two() && group <= CELLS_PER_WORD && first.is_multiple_of(group));
+        let count = |marks: u64| u64::from(marks.count_ones());
         let mut tally = Tally::default();
         for piece in self.pieces(first, end) {
             // Relaxed: a number for a person, after which nobody touches data.
             let word = piece.word.load(Ordering::Relaxed);
-            tally.untouched += u64::from((untouched_cells(word) & piece.cells).count_ones());
-            tally.open += u64::from((open_cells(word) & piece.cells).count_ones());
+            let untouched = untouched_cells(word) & piece.cells;
+            tally.untouched += count(untouched);
+            tally.untouched_groups += count(first_of_groups(untouched, group));
+            tally.open_groups += count(first_of_groups(
+                (open_cells(word) & piece.cells) >> 3,
+                group,
+            ));
         }
         tally
     }
@@ -524,6 +554,17 @@ fn unsettled_cells(word: u64) -> u64 {
 /// The *passed* and *lost* cells of a word: bit 3 of each. They alone have bits 2 and 3.
 fn open_cells(word: u64) -> u64 {
     word & ((word & OPEN) << 1)
+}
+
+/// Of marks in bit 0 of cells: for each group of `group` cells that has one, a mark in the group's
+/// first cell.
+fn first_of_groups(mut marks: u64, group: u64) -> u64 {
+    let mut cells = 1;
+    while cells < group {
+        marks |= marks >> (cells * CELL_BITS);
+        cells *= 2;
+    }
+    marks & FIRST_OF_GROUPS[group.ilog2() as usize]
 }
 
 /// Claims the leading *untouched* cells of a piece; bit 0 of each that it got.

@@ -80,10 +80,11 @@ fn a_fresh_filter_is_untouched_and_takes_odd_sizes() {
         assert_eq!(cells.len(), count);
         assert_eq!(cells.is_empty(), count == 0);
         assert_eq!(
-            cells.tally(0, count),
+            cells.tally(0, count, 4),
             Tally {
                 untouched: count,
-                open: 0
+                untouched_groups: count.div_ceil(4),
+                open_groups: 0
             }
         );
         assert_eq!(cells.next_untouched(0, count), (count > 0).then_some(0));
@@ -212,7 +213,7 @@ fn the_saver_learns_which_runs_were_discarded() {
             assert_eq!(cells.state(index), state, "{index}");
         }
         assert_eq!(
-            cells.tally(0, 2).untouched + cells.tally(42, COUNT).untouched,
+            cells.tally(0, 2, 1).untouched + cells.tally(42, COUNT, 1).untouched,
             15
         );
     }
@@ -394,12 +395,28 @@ fn compare_from(cells: &Cells, naive: &Naive, from: u64) {
             states.iter().filter(|state| wanted(**state)).count() as u64
         };
         let untouched = |state| state == State::Untouched;
-        let tally = Tally {
-            untouched: count(&untouched),
-            open: count(&State::is_open),
-        };
-        assert_eq!(cells.tally(from, end), tally);
-        assert_eq!(cells.all_open(from, end), tally.open == end - from);
+        for group in [1, 2, 4, 8, 16] {
+            if !from.is_multiple_of(group) {
+                break;
+            }
+            let groups = |wanted: &dyn Fn(State) -> bool| {
+                let groups = states.chunks(at(group));
+                groups
+                    .filter(|group| group.iter().any(|state| wanted(*state)))
+                    .count() as u64
+            };
+            let tally = Tally {
+                untouched: count(&untouched),
+                untouched_groups: groups(&untouched),
+                open_groups: groups(&State::is_open),
+            };
+            assert_eq!(cells.tally(from, end, group), tally);
+        }
+        let all_open = count(&State::is_open) == end - from;
+        assert_eq!(cells.all_open(from, end), all_open);
+        let touched = states.iter().position(|state| !untouched(*state));
+        let touched = touched.map_or(end, |at| from + at as u64);
+        assert_eq!(cells.next_touched(from, end), touched);
         let next = states
             .iter()
             .position(|state| untouched(*state))

@@ -21,6 +21,19 @@
 //! A save runs as a task of its own, so that a wait can time out while the I/O
 //! goes on (C6), and the cell stays *saving* until that I/O has ended.
 //!
+//! # Clusters and blocks
+//!
+//! A *cluster* is what a job copies, what a client can discard and what queries
+//! count; QEMU's rules say how large it is. A *block* is what is saved for a
+//! guest's change and has a copy state of its own: as small as the target can take
+//! it, so that a guest waits for little more than what it overwrites.
+//!
+//! # Saving into memory
+//!
+//! With a save buffer ([`save_buffer`]) old data counts as saved once it is in
+//! memory; [`drain`] brings it to the target. It stays *claimed* until it is
+//! there, so that a job does not end before.
+//!
 //! # What breaks
 //!
 //! With `break-guest-write` a failed save fails the guest's change and gives
@@ -30,19 +43,22 @@
 pub mod cells;
 #[cfg(test)]
 mod cells_tests;
+mod drain;
+mod save_buffer;
 #[cfg(test)]
 mod stress_tests;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use ringback_ring::shard::Task;
 use ringback_ring::{Buf, Errno, IoResult, Shard};
 
 use crate::bitmap::{BitmapError, DirtyBitmap};
 use crate::copy::Progress;
 use crate::copy::chunk::{self, Chunk, Copier};
+use crate::copy::control::Control;
 use crate::metrics::{Class, Metrics};
 use crate::path::Path;
 use crate::planted::{self, Fault};
@@ -50,11 +66,21 @@ use crate::register::{Register, Ticket};
 use crate::span::Span;
 use crate::sync::{AtomicU64, Ordering, WaitQueue, fence};
 use cells::{Cells, Close, Discarded, Settled, State};
+use save_buffer::SaveBuffer;
 
-/// No filter copies in smaller units; QEMU's default.
+/// No filter has smaller clusters; QEMU's default.
 pub const CLUSTER_SIZE_DEFAULT: u64 = 65536;
-/// Nor in larger ones.
+/// Nor larger ones.
 pub const CLUSTER_SIZE_MAX: u64 = 1 << 31;
+/// No filter saves in smaller units.
+pub const BLOCK_SIZE_MIN: u64 = 4096;
+/// So that the blocks of a cluster have their states in one word.
+const BLOCKS_IN_CLUSTER_MAX: u64 = 16;
+/// On larger disks blocks are larger, as long as they are smaller than clusters:
+/// 64 MiB of copy states.
+const BLOCKS_MAX: u64 = 1 << 27;
+/// Room for old data on its way to the target, where there is any.
+pub const SAVE_BUFFER_DEFAULT: u64 = 64 << 20;
 
 /// Waiters for saves are spread over this many queues by cluster.
 const SAVE_QUEUES: u64 = 64;
@@ -85,6 +111,16 @@ pub struct Options {
     pub min_cluster_size: u64,
     /// Unit in which the target is allocated, in bytes, a power of two; 0: none.
     pub target_cluster_size: u64,
+    /// The least that can be written to the target without its reading or filling
+    /// what lies beside it, in bytes, a power of two; 0: anything.
+    pub target_block_size: u64,
+    /// The target shows the disk below the filter where nothing is saved: old data
+    /// must be there before it is overwritten, and in whole clusters.
+    pub target_shows_source: bool,
+    /// Bytes of old data that may be in memory on their way to the target; 0: a
+    /// guest's change waits until they are there. Only with
+    /// [`OnCbwError::BreakSnapshot`]: what is in memory only can be lost.
+    pub save_buffer: u64,
     /// What is saved is stored compressed.
     pub compress: bool,
     /// Other processes may write to the disk. What they overwrite is not saved:
@@ -140,6 +176,7 @@ pub struct CopyBeforeWrite {
     // Fixed.
     size: u64,
     cluster_size: u64,
+    block_size: u64,
     options: Options,
     /// The disk below the filter.
     source: ArcSwap<Path>,
@@ -151,8 +188,10 @@ pub struct CopyBeforeWrite {
     access: DirtyBitmap,
     /// Snapshot reads that read the source.
     readers: Register,
-    /// Who waits for a save, by cluster.
+    /// Who waits for a save, by block.
     saves: Box<[WaitQueue]>,
+    /// Old data on its way to the target.
+    buffer: SaveBuffer,
     /// Errno of the save that broke the snapshot, or 0.
     broken: AtomicI32,
     /// Woken when the snapshot breaks, and when nothing is claimed any more.
@@ -163,6 +202,8 @@ pub struct CopyBeforeWrite {
     copied: AtomicU64,
     /// Jobs that work with the filter: it must stay where it is.
     jobs: AtomicU64,
+    /// Of the job that decides what becomes of a target that fails.
+    job: ArcSwapOption<Control>,
 }
 
 impl std::fmt::Debug for CopyBeforeWrite {
@@ -170,6 +211,7 @@ impl std::fmt::Debug for CopyBeforeWrite {
         f.debug_struct("CopyBeforeWrite")
             .field("size", &self.size)
             .field("cluster_size", &self.cluster_size)
+            .field("block_size", &self.block_size)
             .field("options", &self.options)
             .finish_non_exhaustive()
     }
@@ -231,14 +273,16 @@ impl CopyBeforeWrite {
             });
         }
         let cluster_size = cluster_size(&options)?;
+        let block_size = block_size(&options, cluster_size, size);
         let clusters = size.div_ceil(cluster_size);
-        let mut cells = Cells::new(clusters).ok_or(CbwError::Memory { clusters })?;
+        let cells = Cells::new(size.div_ceil(block_size));
+        let mut cells = cells.ok_or(CbwError::Memory { clusters })?;
         let access = DirtyBitmap::new(size, cluster_size, shards)?;
         match scope {
             Scope::Everything => access.mark_all(0),
             Scope::Snapshot(bitmap) | Scope::Saved(bitmap) => {
                 access.merge_from(0, bitmap)?;
-                set_unwanted(&mut cells, &access, cluster_size);
+                set_unwanted(&mut cells, &access, block_size);
             }
         }
         if matches!(scope, Scope::Saved(_)) {
@@ -246,9 +290,12 @@ impl CopyBeforeWrite {
         }
         let saves = (0..SAVE_QUEUES).map(|_| WaitQueue::new()).collect();
         let (readers, broken) = (Register::new(shards), AtomicI32::new(0));
+        let has_buffer =
+            options.on_cbw_error == OnCbwError::BreakSnapshot && !options.target_shows_source;
         Ok(Self {
             size,
             cluster_size,
+            block_size,
             options,
             source: ArcSwap::from_pointee(source),
             target: ArcSwap::from_pointee(target),
@@ -256,11 +303,13 @@ impl CopyBeforeWrite {
             access,
             readers,
             saves,
+            buffer: SaveBuffer::new(if has_buffer { options.save_buffer } else { 0 }),
             broken,
             settled: WaitQueue::new(),
             claimed: AtomicU64::new(0),
             copied: AtomicU64::new(0),
             jobs: AtomicU64::new(0),
+            job: ArcSwapOption::empty(),
         })
     }
 
@@ -272,6 +321,21 @@ impl CopyBeforeWrite {
     /// Unit of copying in bytes.
     pub fn cluster_size(&self) -> u64 {
         self.cluster_size
+    }
+
+    /// Unit of what is saved for guests, and of the copy states, in bytes.
+    pub fn block_size(&self) -> u64 {
+        self.block_size
+    }
+
+    /// Whether it was made for a target that shows the disk below.
+    pub(crate) fn target_shows_source(&self) -> bool {
+        self.options.target_shows_source
+    }
+
+    /// Bytes of old data that are in memory, or for which there is room reserved.
+    pub fn buffered_bytes(&self) -> u64 {
+        self.buffer.used()
     }
 
     /// Whether it is of no concern what other processes write to the disk.
@@ -334,7 +398,7 @@ impl CopyBeforeWrite {
 
     /// How far the copying of what the filter holds has come.
     pub fn progress(&self) -> Progress {
-        let untouched = self.cells.tally(0, self.cells.len()).untouched * self.cluster_size;
+        let untouched = self.untouched_bytes();
         let offset = self.copied.load(Ordering::Relaxed);
         Progress {
             offset,
@@ -343,12 +407,14 @@ impl CopyBeforeWrite {
     }
 
     /// A job has begun to work with the filter.
-    pub(crate) fn job_begins(&self) {
+    pub(crate) fn job_begins(&self, control: &Arc<Control>) {
         self.jobs.fetch_add(1, Ordering::AcqRel);
+        self.job.store(Some(Arc::clone(control)));
     }
 
     /// A job has ended.
     pub(crate) fn job_ends(&self) {
+        self.job.store(None);
         self.jobs.fetch_sub(1, Ordering::AcqRel);
     }
 
@@ -369,17 +435,17 @@ impl CopyBeforeWrite {
             .map(|area| Span::new(area.offset, area.len))
     }
 
-    /// These bytes need no saving any more, as far as they are whole clusters
+    /// These bytes need no saving any more, as far as they are whole blocks
     /// that nobody has begun to save. Before a job starts: what its target holds
     /// already, from an earlier run.
     pub fn leave_out(&self, span: Span) {
         let end = if span.end() == self.size {
             self.cells.len()
         } else {
-            span.end() / self.cluster_size
+            span.end() / self.block_size
         };
-        for cluster in span.offset.div_ceil(self.cluster_size)..end {
-            self.cells.leave_out(cluster);
+        for block in span.offset.div_ceil(self.block_size)..end {
+            self.cells.leave_out(block);
         }
     }
 
@@ -387,23 +453,26 @@ impl CopyBeforeWrite {
     pub(crate) fn untouched(&self) -> impl Iterator<Item = Span> {
         let mut from = 0;
         std::iter::from_fn(move || {
-            let cluster = self.cells.next_untouched(from, self.cells.len())?;
-            from = cluster + 1;
-            Some(self.bytes(cluster, cluster + 1))
+            let block = self.cells.next_untouched(from, self.cells.len())?;
+            from = block + 1;
+            Some(self.bytes(block, block + 1))
         })
     }
 
     /// What is on the target or need not be there, in ascending order. Only a
     /// flush that begins later makes it durable.
-    pub fn settled(&self) -> impl Iterator<Item = Span> {
+    pub fn settled(&self) -> Vec<Span> {
         let mut from = 0;
         let end = self.cells.len();
-        std::iter::from_fn(move || {
+        let saved = std::iter::from_fn(|| {
             let first = self.cells.next_settled(from, end)?;
             from = self.cells.next_unsettled(first, end).unwrap_or(end);
             // A worker may have settled the rest meanwhile, but never less.
             Some(self.bytes(first, from))
-        })
+        });
+        let saved: Vec<Span> = saved.collect();
+        // Looked at later: what was saved and is not here any more is there.
+        without(saved, &self.buffer.spans())
     }
 
     /// Whether something is left that nobody has claimed.
@@ -419,46 +488,65 @@ impl CopyBeforeWrite {
 
     /// What queries show.
     pub fn counts(&self) -> Counts {
-        let tally = self.cells.tally(0, self.cells.len());
+        let tally = self
+            .cells
+            .tally(0, self.cells.len(), self.blocks_in_cluster());
         Counts {
-            copy: tally.untouched * self.cluster_size,
-            done: tally.open * self.cluster_size,
+            copy: tally.untouched_groups * self.cluster_size,
+            done: tally.open_groups * self.cluster_size,
             access: self.access.count(),
         }
     }
 
-    /// The bytes of clusters `first..end`, as far as the disk reaches.
+    /// Still to be saved. A cluster of which nothing has been saved counts whole,
+    /// also where the disk ends in it.
+    fn untouched_bytes(&self) -> u64 {
+        let (blocks, in_cluster) = (self.cells.len(), self.blocks_in_cluster());
+        let untouched = self.cells.tally(0, blocks, in_cluster).untouched;
+        let mut bytes = untouched * self.block_size;
+        let last = blocks.saturating_sub(1) / in_cluster * in_cluster;
+        if self.cells.tally(last, blocks, in_cluster).untouched == blocks - last {
+            bytes += (last + in_cluster - blocks) * self.block_size;
+        }
+        bytes
+    }
+
+    /// How many blocks a cluster has.
+    pub(crate) fn blocks_in_cluster(&self) -> u64 {
+        self.cluster_size / self.block_size
+    }
+
+    /// The bytes of blocks `first..end`, as far as the disk reaches.
     pub(crate) fn bytes(&self, first: u64, end: u64) -> Span {
         Span::between(
-            first * self.cluster_size,
-            (end * self.cluster_size).min(self.size),
+            first * self.block_size,
+            (end * self.block_size).min(self.size),
         )
     }
 
-    /// Clusters that a range touches.
-    pub(crate) fn clusters(&self, span: Span) -> std::ops::Range<u64> {
-        span.offset / self.cluster_size..span.end().div_ceil(self.cluster_size)
+    /// Blocks that a range touches.
+    pub(crate) fn blocks(&self, span: Span) -> std::ops::Range<u64> {
+        span.offset / self.block_size..span.end().div_ceil(self.block_size)
     }
 
     /// Called before a guest's change of `span` goes down. An error: it must
     /// not.
     pub(crate) async fn before_change(self: &Arc<Self>, shard: &Shard, span: Span) -> IoResult<()> {
-        let clusters = self.clusters(span);
-        if self.cells.all_open(clusters.start, clusters.end) || self.broken().is_some() {
+        let blocks = self.blocks(span);
+        if self.cells.all_open(blocks.start, blocks.end) || self.broken().is_some() {
             return Ok(());
         }
         if planted::is(Fault::ShortCutOnSaved)
-            && clusters
+            && blocks
                 .clone()
-                .all(|cluster| self.cells.state(cluster) == State::Saved)
+                .all(|block| self.cells.state(block) == State::Saved)
         {
             return Ok(());
         }
-        let mut first = clusters.start;
-        while first < clusters.end {
-            let end = clusters
-                .end
-                .min(first + (SLICE_BYTES / self.cluster_size).max(1));
+        let mut first = blocks.start;
+        while first < blocks.end {
+            let slice_end = first + (SLICE_BYTES / self.block_size).max(1);
+            let end = blocks.end.min(slice_end);
             self.open_slice(shard, first, end).await?;
             first = end;
         }
@@ -515,10 +603,11 @@ impl CopyBeforeWrite {
             queue.wake_all();
         }
         self.settled.wake_all();
+        self.buffer.wake();
     }
 
-    /// Until no cluster of the slice is untouched or being saved, or the
-    /// snapshot is broken.
+    /// Until no block of the slice is untouched or being saved, or the snapshot is
+    /// broken.
     async fn secure(
         self: &Arc<Self>,
         shard: &Shard,
@@ -529,18 +618,21 @@ impl CopyBeforeWrite {
         let mut waited_since = None;
         let mut result = Ok(());
         while result.is_ok() && self.broken().is_none() {
-            let Some(cluster) = self.next_unsaved(first, end) else {
+            let Some(block) = self.next_unsaved(first, end) else {
                 break;
             };
             waited_since.get_or_insert_with(|| shard.now_ns());
-            let saves = self.start_saves(shard, cluster, end);
-            result = if saves.is_empty() {
-                self.wait_for_other_saver(shard, cluster, deadline).await
-            } else {
-                self.wait_for_saves(shard, saves, deadline).await
+            let mut saves = Vec::new();
+            let started = self
+                .start_saves(shard, block, end, deadline, &mut saves)
+                .await;
+            result = match (started, saves.is_empty()) {
+                (Err(errno), _) => Err(errno),
+                (Ok(()), true) => self.wait_for_other_saver(shard, block, deadline).await,
+                (Ok(()), false) => self.wait_for_saves(shard, saves, deadline).await,
             };
             if result == Err(Errno::ETIMEDOUT) && planted::is(Fault::TimeoutFreesCell) {
-                let _ = self.cells.unclaim(cluster, cluster + 1);
+                let _ = self.cells.unclaim(block, block + 1);
             }
         }
         if let Some(since) = waited_since {
@@ -552,8 +644,8 @@ impl CopyBeforeWrite {
     }
 
     fn next_unsaved(&self, first: u64, end: u64) -> Option<u64> {
-        (first..end).find(|&cluster| {
-            let state = self.cells.state(cluster);
+        (first..end).find(|&block| {
+            let state = self.cells.state(block);
             matches!(
                 state,
                 State::Untouched | State::Saving | State::SavingDiscarded
@@ -561,41 +653,56 @@ impl CopyBeforeWrite {
         })
     }
 
-    /// Saves for every untouched cluster of the slice, in parallel.
-    fn start_saves(
+    /// Saves for every untouched block of the slice, in parallel.
+    async fn start_saves(
         self: &Arc<Self>,
         shard: &Shard,
         first: u64,
         end: u64,
-    ) -> Vec<Task<IoResult<()>>> {
-        let clusters_max = (chunk::BYTES_MAX / self.cluster_size).max(1);
-        let mut saves = Vec::new();
+        deadline: Option<u64>,
+        saves: &mut Vec<Task<IoResult<()>>>,
+    ) -> IoResult<()> {
+        let blocks_max = (chunk::BYTES_MAX / self.block_size).max(1);
         let mut next = first;
-        while let Some(cluster) = self.cells.next_untouched(next, end) {
-            // Buffer first, claim second, submit at once (C4). The guest holds
-            // a buffer already, so this one must not wait for others.
-            let wanted = clusters_max.min(end - cluster);
-            let bytes = self.bytes(cluster, cluster + wanted);
+        while let Some(block) = self.cells.next_untouched(next, end) {
+            // Room and buffer first, claim second, submit at once (C4).
+            let wanted = blocks_max.min(self.cells.next_touched(block, end) - block);
+            let bytes = self.bytes(block, block + wanted);
+            self.reserve(shard, bytes.len, deadline).await?;
+            // The guest holds a buffer already, so this one must not wait for others.
             let buf = shard.buffer_now(self.copier().buffer_len(bytes));
-            next = cluster + 1;
-            if let Some(chunk) = self.claim(cluster, wanted) {
-                let (filter, home) = (Arc::clone(self), shard.clone());
-                saves.push(shard.spawn(async move { filter.save(&home, chunk, buf).await }));
-                next = chunk.end;
-            }
+            next = block + 1;
+            let Some(chunk) = self.claim(block, wanted) else {
+                self.give_room_back(bytes.len);
+                continue;
+            };
+            next = chunk.end;
+            self.give_room_back(bytes.len - self.bytes(chunk.first, chunk.end).len);
+            let (filter, home) = (Arc::clone(self), shard.clone());
+            saves.push(shard.spawn(async move { filter.save(&home, chunk, buf).await }));
         }
-        saves
+        Ok(())
     }
 
-    async fn save(&self, shard: &Shard, chunk: Chunk, buf: Buf) -> IoResult<()> {
+    async fn save(self: &Arc<Self>, shard: &Shard, chunk: Chunk, buf: Buf) -> IoResult<()> {
         let start = shard.now_ns();
+        let bytes = self.bytes(chunk.first, chunk.end);
+        if self.buffer.is_on() {
+            self.save_to_memory(shard, chunk, buf).await?;
+        } else {
+            self.save_to_target(shard, chunk, buf).await?;
+        }
+        let metrics = shard.local::<Metrics>();
+        metrics.record(Class::Save, shard.now_ns() - start);
+        metrics.add_saved(bytes.len);
+        Ok(())
+    }
+
+    async fn save_to_target(&self, shard: &Shard, chunk: Chunk, buf: Buf) -> IoResult<()> {
         let bytes = self.bytes(chunk.first, chunk.end);
         match self.copier().copy(shard, bytes, buf).await {
             Ok(_) => {
                 self.publish(shard, chunk).await;
-                let metrics = shard.local::<Metrics>();
-                metrics.record(Class::Save, shard.now_ns() - start);
-                metrics.add_saved(bytes.len);
                 Ok(())
             }
             Err(error) => {
@@ -621,27 +728,24 @@ impl CopyBeforeWrite {
         Ok(())
     }
 
-    /// Until the other saver of this cluster has ended, well or not.
+    /// Until the other saver of this block has ended, well or not.
     async fn wait_for_other_saver(
         &self,
         shard: &Shard,
-        cluster: u64,
+        block: u64,
         deadline: Option<u64>,
     ) -> IoResult<()> {
         let ended = || {
-            let state = self.cells.state(cluster);
+            let state = self.cells.state(block);
             !matches!(state, State::Saving | State::SavingDiscarded) || self.broken().is_some()
         };
-        match shard
-            .wait(&[self.save_queue(cluster)], deadline, ended)
-            .await
-        {
+        match shard.wait(&[self.save_queue(block)], deadline, ended).await {
             true => Ok(()),
             false => Err(Errno::ETIMEDOUT),
         }
     }
 
-    /// Claims what is untouched from `first` on, at most `count_max` clusters.
+    /// Claims what is untouched from `first` on, at most `count_max` blocks.
     /// Whoever claims must end it with `publish` or `release`.
     pub(crate) fn claim(&self, first: u64, count_max: u64) -> Option<Chunk> {
         // Counted before it is made: who finds nothing claimed and nothing
@@ -666,11 +770,14 @@ impl CopyBeforeWrite {
         let settled = if self.broken().is_some() {
             self.cells.unclaim(chunk.first, chunk.end)
         } else {
-            self.copied
-                .fetch_add(self.bytes(chunk.first, chunk.end).len, Ordering::Relaxed);
+            self.count_copied(self.bytes(chunk.first, chunk.end));
             self.cells.publish(chunk.first, chunk.end)
         };
         self.finish(shard, chunk, settled).await;
+    }
+
+    fn count_copied(&self, bytes: Span) {
+        self.copied.fetch_add(bytes.len, Ordering::Relaxed);
     }
 
     /// A claimed chunk could not be copied, or will not be.
@@ -683,11 +790,7 @@ impl CopyBeforeWrite {
     }
 
     async fn finish(&self, shard: &Shard, chunk: Chunk, settled: Settled) {
-        // The states first, then the look for who waits for them.
-        fence(Ordering::SeqCst);
-        for cluster in chunk.first..chunk.end.min(chunk.first + SAVE_QUEUES) {
-            self.save_queue(cluster).wake_all();
-        }
+        self.wake_waiters_for(chunk);
         if let Settled::Discarded(runs) = settled {
             for run in runs {
                 // A hint, and the client has been answered already.
@@ -709,20 +812,28 @@ impl CopyBeforeWrite {
         }
     }
 
-    fn save_queue(&self, cluster: u64) -> &WaitQueue {
-        let index = usize::try_from(cluster % SAVE_QUEUES).expect("a small number");
+    fn wake_waiters_for(&self, chunk: Chunk) {
+        // The states first, then the look for who waits for them.
+        fence(Ordering::SeqCst);
+        for block in chunk.first..chunk.end.min(chunk.first + SAVE_QUEUES) {
+            self.save_queue(block).wake_all();
+        }
+    }
+
+    fn save_queue(&self, block: u64) -> &WaitQueue {
+        let index = usize::try_from(block % SAVE_QUEUES).expect("a small number");
         &self.saves[index]
     }
 
-    /// Swings the slice's clusters to *closing*, waits for readers, passes
+    /// Swings the slice's blocks to *closing*, waits for readers, passes
     /// them. False: one of them has to be saved first.
     async fn close(&self, shard: &Shard, first: u64, end: u64) -> bool {
         let bytes = self.bytes(first, end);
         if planted::is(Fault::ScanBeforeClosing) {
             self.readers.wait_clear(bytes.offset, bytes.end()).await;
         }
-        for cluster in first..end {
-            match self.cells.close(cluster) {
+        for block in first..end {
+            match self.cells.close(block) {
                 Close::Closed | Close::Open => {}
                 Close::Untouched | Close::Saving => return false,
             }
@@ -754,8 +865,8 @@ impl CopyBeforeWrite {
     }
 
     fn pass(&self, first: u64, end: u64) {
-        for cluster in first..end {
-            self.cells.pass(cluster);
+        for block in first..end {
+            self.cells.pass(block);
         }
     }
 
@@ -772,24 +883,24 @@ impl CopyBeforeWrite {
         }
     }
 
-    /// A fleecing client will not read these clusters any more: later reads
-    /// are refused, later guest changes save nothing.
-    pub(crate) async fn discard(&self, shard: &Shard, first: u64, end: u64) -> IoResult<()> {
-        let bytes = self.bytes(first, end);
+    /// A fleecing client will not read these bytes, whole clusters, any more: later
+    /// reads are refused, later guest changes save nothing.
+    pub(crate) async fn discard(&self, shard: &Shard, bytes: Span) -> IoResult<()> {
         // Before the target is touched: a reader of the target looks at
         // *access* once more after its last byte.
         self.access.clear(shard.index(), bytes.offset, bytes.len);
         fence(Ordering::SeqCst);
-        let mut run = first..first;
-        for cluster in first..end {
+        let blocks = self.blocks(bytes);
+        let mut run = blocks.start..blocks.start;
+        for block in blocks {
             // Also where nothing was saved: whoever watches the target learns what
             // the client has done with.
-            if self.cells.discard(cluster) != Discarded::BySaver {
-                run.end = cluster + 1;
+            if self.cells.discard(block) != Discarded::BySaver {
+                run.end = block + 1;
                 continue;
             }
             self.discard_target(shard, run).await?;
-            run = cluster + 1..cluster + 1;
+            run = block + 1..block + 1;
         }
         self.discard_target(shard, run).await
     }
@@ -798,9 +909,11 @@ impl CopyBeforeWrite {
         if run.is_empty() {
             return Ok(());
         }
-        self.target()
-            .discard(shard, self.bytes(run.start, run.end))
-            .await
+        // What is in memory is discarded by who writes it.
+        for span in self.buffer.discard(self.bytes(run.start, run.end)) {
+            self.target().discard(shard, span).await?;
+        }
+        Ok(())
     }
 }
 
@@ -817,13 +930,98 @@ fn cluster_size(options: &Options) -> Result<u64, CbwError> {
         .max(options.target_cluster_size))
 }
 
+fn block_size(options: &Options, cluster_size: u64, disk_size: u64) -> u64 {
+    // Who asks for a least size means what is saved for guests, too.
+    if options.compress || options.target_shows_source || options.min_cluster_size != 0 {
+        return cluster_size;
+    }
+    let mut size = options
+        .target_block_size
+        .max(BLOCK_SIZE_MIN)
+        .max(cluster_size / BLOCKS_IN_CLUSTER_MAX);
+    while disk_size / size > BLOCKS_MAX {
+        size *= 2;
+    }
+    size.min(cluster_size)
+}
+
 /// What is not in the bitmap need not be saved.
-fn set_unwanted(cells: &mut Cells, wanted: &DirtyBitmap, cluster_size: u64) {
-    let clusters = cells.len();
+fn set_unwanted(cells: &mut Cells, wanted: &DirtyBitmap, block_size: u64) {
+    let blocks = cells.len();
     let mut first = 0;
     for area in wanted.areas() {
-        cells.set_unwanted_range(first, area.offset / cluster_size);
-        first = (area.offset + area.len).div_ceil(cluster_size);
+        cells.set_unwanted_range(first, area.offset / block_size);
+        first = (area.offset + area.len).div_ceil(block_size);
     }
-    cells.set_unwanted_range(first, clusters);
+    cells.set_unwanted_range(first, blocks);
+}
+
+/// The parts of `spans` that are in none of `holes`. Both are in ascending order.
+fn without(spans: Vec<Span>, holes: &[Span]) -> Vec<Span> {
+    let mut rest = Vec::with_capacity(spans.len());
+    let mut holes = holes.iter().peekable();
+    for span in spans {
+        let mut from = span.offset;
+        while let Some(hole) = holes.peek().filter(|hole| hole.offset < span.end()) {
+            if hole.offset > from {
+                rest.push(Span::between(from, hole.offset));
+            }
+            from = from.max(hole.end());
+            if hole.end() > span.end() {
+                break;
+            }
+            holes.next();
+        }
+        if from < span.end() {
+            rest.push(Span::between(from, span.end()));
+        }
+    }
+    rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_as_small_as_the_target_and_the_memory_allow() {
+        let options = Options::default();
+        let size = |options: &Options, disk_size| {
+            let cluster_size = cluster_size(options).expect("a good wish");
+            block_size(options, cluster_size, disk_size)
+        };
+        assert_eq!(size(&options, 1 << 30), 4096);
+        assert_eq!(size(&options, 1 << 40), 8192);
+        assert_eq!(size(&options, 1 << 45), 65536, "a cluster at most");
+        let of_target = |target_cluster_size, target_block_size| Options {
+            target_cluster_size,
+            target_block_size,
+            ..options
+        };
+        assert_eq!(size(&of_target(65536, 65536), 1 << 30), 65536);
+        assert_eq!(size(&of_target(65536, 2048), 1 << 30), 4096);
+        assert_eq!(size(&of_target(2 << 20, 65536), 1 << 30), 128 << 10);
+        let wished = Options {
+            min_cluster_size: 32768,
+            ..options
+        };
+        assert_eq!(size(&wished, 1 << 30), 65536);
+        let shows = Options {
+            target_shows_source: true,
+            ..options
+        };
+        assert_eq!(size(&shows, 1 << 30), 65536);
+    }
+
+    #[test]
+    fn holes_are_cut_out() {
+        let span = Span::between;
+        let spans = vec![span(0, 10), span(20, 30), span(40, 50)];
+        assert_eq!(without(spans.clone(), &[]), spans);
+        let holes = [span(2, 4), span(6, 10), span(12, 14), span(25, 45)];
+        assert_eq!(
+            without(spans, &holes),
+            [span(0, 2), span(4, 6), span(20, 25), span(45, 50)]
+        );
+    }
 }

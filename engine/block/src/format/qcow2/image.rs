@@ -175,6 +175,11 @@ impl Qcow2 {
         self.frame.geometry.cluster_size
     }
 
+    /// Bytes of a subcluster; of a cluster in an image that has none.
+    pub(crate) fn subcluster_size(&self) -> u64 {
+        self.frame.geometry.subcluster_size
+    }
+
     /// Where guest data is read and written.
     pub(super) fn data(&self) -> &Child {
         match &self.data_file {
