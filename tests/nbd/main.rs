@@ -6,6 +6,7 @@ mod clients;
 mod exports;
 mod fleecing;
 mod hostile;
+mod listening;
 mod wire;
 
 use std::path::{Path, PathBuf};
