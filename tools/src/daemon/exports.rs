@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use ringback_block::graph::{Access, UserId};
-use ringback_block::protocol::nbd::wire::PAYLOAD_MAX;
 use ringback_export::nbd::{self, Options, Server};
 use ringback_qmp_shim::command::{BlockExportRemoveMode, NbdServerAdd};
 use ringback_qmp_shim::command_error::CommandError;
@@ -208,7 +207,6 @@ impl Control {
             size: port.size(),
             attachment,
             minimum_block: minimum,
-            maximum_block: PAYLOAD_MAX,
             is_multi_conn,
             clients: nbd::export::Clients::default(),
         };
