@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use ringback_tests::image::content;
-use ringback_tests::needs::{Need, needs};
+use ringback_tests::needs::{Need, needs, python_with};
 use ringback_tests::process::{Running, wait_for};
 use ringback_tests::qmp::Program;
 use ringback_tests::scratch::Scratch;
@@ -76,7 +76,8 @@ fn a_backup() {
         "--monitor",
         "chardev=c",
     ]);
-    let mut client = Command::new("python3");
+    let python = python_with("qemu.qmp").expect("looked for before");
+    let mut client = Command::new(python);
     client.current_dir(scratch.path()).args(["-c", CLIENT]);
     let client = Running::start(&mut client);
     wait_for("the client to listen", || scratch.join("qmp.sock").exists());

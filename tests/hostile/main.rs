@@ -5,6 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use ringback_block::protocol::nbd::wire::{PAYLOAD_MAX, Request};
 use ringback_ring::sim::Random;
 use ringback_tests::hostile::{self, TEMPLATES};
 
@@ -113,6 +114,60 @@ fn jumble(texts: &[&str], random: &mut Random) -> String {
         }
     }
     text.into_iter().collect()
+}
+
+/// A number that is small, near the end of the disk, or far beyond.
+fn place(random: &mut Random) -> u64 {
+    let near = random.below(3 << 10);
+    match random.below(8) {
+        0..4 => near << 9,
+        4 => near,
+        5 => (1 << 20) - near,
+        6 => u64::from(PAYLOAD_MAX) - 2 + random.below(4),
+        _ => random.bits() >> random.below(64),
+    }
+}
+
+/// A few requests, some of which make sense, with or without what belongs to them.
+fn requests(is_extended: bool, random: &mut Random) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for cookie in 0..random.below(12) {
+        let request = Request {
+            flags: [0, 0, 1, 1 << random.below(16)][random.index(4)],
+            command: u16::try_from(random.index(10)).expect("small"),
+            cookie,
+            offset: place(random),
+            len: match place(random) {
+                len if is_extended => len,
+                len => len & u64::from(u32::MAX),
+            },
+        };
+        if is_extended {
+            bytes.extend_from_slice(&request.encode_extended());
+        } else {
+            bytes.extend_from_slice(&request.encode());
+        }
+        if random.below(3) == 0 {
+            let len = usize::try_from(request.len.min(64 << 10)).expect("short");
+            bytes.resize(bytes.len() + len, byte(random));
+        }
+    }
+    bytes
+}
+
+#[test]
+fn clients_of_the_nbd_server() {
+    each_seed(1500, |random| {
+        let introduction = [0, 1, 2, 3][random.index(4)];
+        let is_leaving = [0, 4][random.index(2)];
+        let piece_len = [0, 7, 31][random.index(3)];
+        let mut bytes = vec![introduction | is_leaving | piece_len << 3];
+        bytes.extend(requests(introduction == 3, random));
+        if bytes.len() > 8 && random.below(2) == 0 {
+            damage(&mut bytes[1..], random);
+        }
+        hostile::nbd_client(&bytes);
+    });
 }
 
 #[test]

@@ -131,6 +131,39 @@ fn options_are_answered_as_qemu_answers() {
     both.into_iter().for_each(|it| drop(it.daemon.quit()));
 }
 
+/// Longer than any client that is in use sends, and understood all the same.
+#[test]
+fn long_options_are_answered_as_qemu_answers() {
+    if !needs(NEEDED) {
+        return;
+    }
+    let scratch = scratch();
+    let both = [Program::Ringback, Program::Qemu].map(|it| Served::start(it, &scratch));
+    let names: Vec<String> = (0..4000)
+        .map(|number| format!("qemu:dirty-bitmap:a bitmap number {number}"))
+        .collect();
+    let mut queries: Vec<&str> = names.iter().map(String::as_str).collect();
+    queries.extend(["base:allocation", "qemu:dirty-bitmap:b1"]);
+    let long = ["x".repeat(4000), "y".repeat(5000)];
+    let long = [long[0].as_str(), &long[1], "qemu:dirty-bitmap:b0"];
+    let infos = vec![info::NAME; 65_535];
+    let options = vec![
+        (option::STRUCTURED_REPLY, Vec::new()),
+        (option::LIST_META_CONTEXT, meta_payload("d", &queries)),
+        (option::LIST_META_CONTEXT, meta_payload("d", &long)),
+        (option::SET_META_CONTEXT, meta_payload("d", &queries)),
+        (option::INFO, info_payload("d", &infos)),
+        (option::INFO, info_payload(&"n".repeat(4096), &infos)),
+        (option::LIST, vec![0; 1 << 20]),
+        (77, vec![0; 1 << 20]),
+        (option::GO, info_payload("d", &infos)),
+    ];
+    let [ours, theirs] = both.each_ref().map(|it| talk(&it.socket(), 3, &options));
+    assert_eq!(ours, theirs);
+    assert_eq!(ours.len(), options.len());
+    both.into_iter().for_each(|it| drop(it.daemon.quit()));
+}
+
 #[test]
 fn the_oldest_option_and_odd_flags_are_answered_as_qemu_answers() {
     if !needs(NEEDED) {

@@ -1,6 +1,8 @@
 //! Clients that mean no good: the server neither dies nor forgets anybody else.
 
-use ringback_block::protocol::nbd::wire::{OPTION_MAGIC, Request, command, option};
+use ringback_block::protocol::nbd::wire::{
+    OPTION_MAGIC, Request, command, option, option_reply as answer,
+};
 use ringback_tests::needs::{Need, needs};
 use ringback_tests::process::wait_for;
 use ringback_tests::qmp::{Daemon, Program};
@@ -8,7 +10,7 @@ use ringback_tests::random::Random;
 use serde_json::json;
 
 use crate::wire::{Answer, Client, Mode, info_payload, meta_payload, request};
-use crate::{SOCKET, Served, scratch};
+use crate::{MIB, SOCKET, Served, scratch};
 
 const NEEDED: &[Need] = &[Need::Program("qemu-img"), Need::Program("qemu-io")];
 
@@ -144,6 +146,89 @@ fn who_does_not_read_holds_only_itself() {
     // What they have asked for is waited for by nobody.
     drop(deaf);
     let _ = daemon.quit();
+}
+
+#[test]
+fn options_that_are_too_long_are_refused_and_the_next_is_understood() {
+    if !needs(NEEDED) {
+        return;
+    }
+    let scratch = scratch();
+    let served = Served::start(Program::Ringback, &scratch);
+    let mut client = Client::connect(&served.socket(), 3);
+    client.agree(option::STRUCTURED_REPLY, &[]);
+    let contexts = meta_payload("d", &["base:allocation"]);
+    client.agree(option::SET_META_CONTEXT, &contexts);
+    let long = vec![0; 1 << 20];
+    for (kind, refusal) in [
+        (option::INFO, answer::ERR_TOO_BIG),
+        (option::GO, answer::ERR_TOO_BIG),
+        (option::LIST_META_CONTEXT, answer::ERR_TOO_BIG),
+        (option::SET_META_CONTEXT, answer::ERR_TOO_BIG),
+        (option::LIST, answer::ERR_INVALID),
+        (option::EXTENDED_HEADERS, answer::ERR_INVALID),
+        (77, answer::ERR_UNSUP),
+    ] {
+        let replies = client.option(kind, &long).expect("an answer");
+        let kinds: Vec<u32> = replies.iter().map(|(kind, _)| *kind).collect();
+        assert_eq!(kinds, [refusal], "option {kind}");
+        assert_eq!(client.agree(option::LIST, &[]).len(), 2);
+    }
+    // The contexts went with the refused choice of others.
+    client.agree(option::GO, &info_payload("d", &[]));
+    client.mode = Mode::Structured;
+    let answer = client.request(request(command::BLOCK_STATUS, 0, MIB), &[]);
+    assert!(matches!(answer, Answer::Error(22, _)), "{answer:?}");
+    let _ = served.daemon.quit();
+}
+
+/// Whoever has not chosen an export cannot make the server hold what it sends.
+#[test]
+fn long_options_take_no_memory() {
+    if !needs(NEEDED) {
+        return;
+    }
+    const CLIENTS: u64 = 8;
+    let scratch = scratch();
+    let mut served = Served::start(Program::Ringback, &scratch);
+    drop(Client::go(&served.socket(), Mode::Structured, "d", &[]));
+    let before = served.daemon.process().memory_max();
+    let mut header = OPTION_MAGIC.to_be_bytes().to_vec();
+    header.extend_from_slice(&option::LIST_META_CONTEXT.to_be_bytes());
+    header.extend_from_slice(&(32_u32 << 20).to_be_bytes());
+    let clients: Vec<Client> = (0..CLIENTS)
+        .map(|_| {
+            let mut client = Client::connect(&served.socket(), 3);
+            client.send(&header);
+            // Not all of it: the server waits for the rest.
+            client.send(&vec![0; 16 << 20]);
+            client
+        })
+        .collect();
+    let held = served.daemon.process().memory_max() - before;
+    assert!(held < CLIENTS * MIB, "{held} bytes for {CLIENTS} clients");
+    drop(clients);
+    let _ = served.daemon.quit();
+}
+
+/// As many queries as an option can have, all of them empty, beside somebody who
+/// wants to go on.
+#[test]
+fn as_many_queries_as_possible_hold_nobody_up() {
+    if !needs(NEEDED) {
+        return;
+    }
+    let scratch = scratch();
+    let served = Served::start(Program::Ringback, &scratch);
+    let mut client = Client::connect(&served.socket(), 3);
+    let mut witness = Client::go(&served.socket(), Mode::Simple, "d", &[]);
+    let queries = vec![""; 65_000];
+    client.send_option(option::LIST_META_CONTEXT, &meta_payload("d", &queries));
+    let read = witness.request(request(command::READ, 0, 512), &[]);
+    assert!(matches!(read, Answer::Bytes(_)), "{read:?}");
+    let end = client.receive(20).expect("an answer");
+    assert_eq!(end[12..16], answer::ACK.to_be_bytes());
+    let _ = served.daemon.quit();
 }
 
 #[test]

@@ -6,6 +6,9 @@ mod clients;
 mod exports;
 mod fleecing;
 mod hostile;
+mod libnbd;
+mod listening;
+mod tcp;
 mod wire;
 
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! `ringback io` on exports, beside `qemu-io`.
 
 use ringback_tests::image::{blank, content};
-use ringback_tests::needs::{Need, needs};
+use ringback_tests::needs::needs;
 
 use crate::{NBDKIT, QEMU, Server, assert_same, io, program, qemu_io, scratch};
 
@@ -288,7 +288,7 @@ fn errors_of_a_server_are_told() {
 /// Whoever is not there, or has something else, is told in QEMU's words.
 #[test]
 fn exports_that_cannot_be_opened() {
-    if !needs(QEMU) || !needs(&[Need::Program("nbdkit")]) {
+    if !needs(QEMU) {
         return;
     }
     let scratch = scratch();

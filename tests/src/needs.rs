@@ -15,7 +15,7 @@ pub enum Need {
     LoopDevices,
     /// A program in the search path.
     Program(&'static str),
-    /// A module of Python's, and Python.
+    /// A module of Python's, and a Python that has it: see [`python_with`].
     PythonModule(&'static str),
 }
 
@@ -47,12 +47,9 @@ fn missing(need: Need) -> Option<String> {
         }
         Need::LoopDevices => missing(Need::Program("losetup")),
         Need::PythonModule(_) if find("python3").is_none() => Some("needs 'python3'".into()),
-        Need::PythonModule(name) => {
-            let mut python = Command::new("python3");
-            python.args(["-c", &format!("import {name}")]);
-            let is_there = python.output().is_ok_and(|output| output.status.success());
-            (!is_there).then(|| format!("needs the Python module '{name}'"))
-        }
+        Need::PythonModule(name) => python_with(name)
+            .is_none()
+            .then(|| format!("needs the Python module '{name}'")),
         Need::Program(name) => find(name).is_none().then(|| format!("needs '{name}'")),
     }
 }
@@ -67,10 +64,28 @@ pub fn is_root() -> bool {
     own.uid() == 0
 }
 
+/// The first Python in the search path that has a module: what a distribution
+/// packages is known to its own Python only, and another may come before it.
+pub fn python_with(module: &str) -> Option<PathBuf> {
+    let import = format!("import {module}");
+    candidates("python3").find(|python| {
+        let mut command = Command::new(python);
+        // Away from directories here that Python would take for modules.
+        command.args(["-c", &import]).current_dir("/");
+        let output = command.output();
+        output.is_ok_and(|output| output.status.success())
+    })
+}
+
 /// Where a program is, as execvp finds it.
 fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|directory| directory.join(program))
-        .find(|candidate| candidate.is_file())
+    candidates(program).next()
+}
+
+fn candidates(program: &str) -> impl Iterator<Item = PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let candidates = directories.into_iter();
+    let candidates = candidates.map(move |directory| directory.join(program));
+    candidates.filter(|candidate| candidate.is_file())
 }

@@ -124,6 +124,19 @@ impl Running {
         Some(std::fs::metadata(file).ok()?.blocks() * 512)
     }
 
+    /// Most bytes of memory that the program has held at once so far.
+    ///
+    /// # Panics
+    ///
+    /// The kernel does not tell.
+    pub fn memory_max(&self) -> u64 {
+        let status = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(status).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+        let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+        kib.expect("a number of KiB") << 10
+    }
+
     /// Sends a signal. Only to a program that was not waited for.
     ///
     /// # Panics

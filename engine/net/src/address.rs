@@ -1,19 +1,22 @@
 //! Where a peer is.
 
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::pin::pin;
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn6, SockaddrLike, SockaddrStorage, bind,
     getsockname, setsockopt, socket, sockopt,
 };
-use ringback_ring::{Shard, Socket};
+use ringback_ring::{Errno, Shard, socket as ring_socket};
 
 /// Connections that the kernel takes before they are accepted.
 const BACKLOG: i32 = 128;
@@ -49,8 +52,18 @@ impl fmt::Display for Address {
     }
 }
 
-/// What a host's name stands for, as far as it is wanted.
-fn resolve(host: &str, port: u16, is_ipv4: Option<bool>) -> io::Result<Vec<std::net::SocketAddr>> {
+/// What a host's name stands for, as far as it is wanted; an empty one is every
+/// address of this machine. Blocks while name servers are asked.
+///
+/// # Errors
+///
+/// What the resolver answers; `AddrNotAvailable` if the host has no address of the
+/// kind that is wanted.
+pub fn resolve(
+    host: &str,
+    port: u16,
+    is_ipv4: Option<bool>,
+) -> io::Result<Vec<std::net::SocketAddr>> {
     let all: Vec<_> = if host.is_empty() {
         vec![
             (std::net::Ipv6Addr::UNSPECIFIED, port).into(),
@@ -117,7 +130,8 @@ impl Address {
         }
     }
 
-    /// Listens. A socket file that is in the way is replaced.
+    /// Listens. A socket file that is in the way is replaced. Blocks while a host's
+    /// name is looked up.
     ///
     /// # Errors
     ///
@@ -143,11 +157,7 @@ impl Address {
                 is_ipv4,
             } => {
                 let addresses = resolve(host, *port, *is_ipv4)?;
-                let listener = match is_ipv4 {
-                    Some(false) => bind_ipv6_alone(&addresses)?,
-                    _ => TcpListener::bind(&addresses[..])?,
-                };
-                Listener::new(Acceptor::Tcp(listener), None)
+                Listener::at(&addresses, *is_ipv4 == Some(false))
             }
         }
     }
@@ -210,7 +220,22 @@ impl Listener {
         Ok(this)
     }
 
-    /// A socket that somebody else has bound.
+    /// Listens at the first of some addresses that is free. `is_ipv6_alone`: at an
+    /// IPv6 one, and IPv4 clients do not come in at it.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel answers to the last of them.
+    pub fn at(addresses: &[std::net::SocketAddr], is_ipv6_alone: bool) -> io::Result<Self> {
+        let listener = if is_ipv6_alone {
+            bind_ipv6_alone(addresses)?
+        } else {
+            TcpListener::bind(addresses)?
+        };
+        Self::new(Acceptor::Tcp(listener), None)
+    }
+
+    /// A socket that somebody else has bound, and may go on to use.
     ///
     /// # Errors
     ///
@@ -231,14 +256,17 @@ impl Listener {
         }
     }
 
-    /// A handle by which a shard waits for connections; shutting it down ends
-    /// the waiting for good.
+    /// Lets a shard wait for connections.
     ///
     /// # Errors
     ///
     /// No descriptor is left.
-    pub fn socket(&self) -> io::Result<Socket> {
-        Ok(Socket::new(self.as_fd().try_clone_to_owned()?))
+    pub fn incoming(self, shard: &Shard) -> io::Result<Incoming> {
+        Ok(Incoming {
+            shard: shard.clone(),
+            socket: Rc::new(self.as_fd().try_clone_to_owned()?),
+            listener: self,
+        })
     }
 
     /// The port that it got, if it listens at one.
@@ -250,11 +278,7 @@ impl Listener {
     }
 
     /// The next connection, if one is there.
-    ///
-    /// # Errors
-    ///
-    /// `WouldBlock` if none is; others if there can be none now or any more.
-    pub fn accept(&self) -> io::Result<OwnedFd> {
+    fn accept(&self) -> io::Result<OwnedFd> {
         match &self.acceptor {
             Acceptor::Unix(listener) => Ok(listener.accept()?.0.into()),
             Acceptor::Tcp(listener) => {
@@ -263,6 +287,39 @@ impl Listener {
                 // A peer that has vanished is noticed one day.
                 setsockopt(&stream, sockopt::KeepAlive, &true)?;
                 Ok(stream.into())
+            }
+        }
+    }
+}
+
+/// A listener, on the shard that waits for its connections.
+#[derive(Debug)]
+pub struct Incoming {
+    shard: Shard,
+    /// The same socket, for operations that may outlive the listener.
+    socket: Rc<OwnedFd>,
+    listener: Listener,
+}
+
+impl Incoming {
+    /// The next connection; None when `stop` has answered before one was there. The
+    /// listening socket is not shut down by that: whoever else holds it goes on
+    /// accepting.
+    ///
+    /// # Errors
+    ///
+    /// There can be no connection now, or not any more.
+    pub async fn next(&self, stop: impl Future<Output = ()>) -> io::Result<Option<OwnedFd>> {
+        let mut stop = pin!(stop);
+        loop {
+            match self.listener.accept() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                accepted => return accepted.map(Some),
+            }
+            match ring_socket::readable(&self.shard, &self.socket, stop.as_mut()).await {
+                Ok(()) => {}
+                Err(Errno::ECANCELED) => return Ok(None),
+                Err(errno) => return Err(errno.into()),
             }
         }
     }

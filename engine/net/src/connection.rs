@@ -19,6 +19,9 @@ use crate::tls::{ClientCredentials, ServerCredentials, TlsError};
 pub struct Connection {
     shard: Shard,
     socket: Rc<Socket>,
+    /// The same socket, for what tests do below TLS.
+    #[cfg(test)]
+    raw: std::os::unix::net::UnixStream,
     /// Set when TLS has been started.
     tls: OnceCell<Rc<Stream>>,
 }
@@ -35,6 +38,8 @@ impl Connection {
     pub fn new(shard: &Shard, socket: OwnedFd) -> Rc<Self> {
         Rc::new(Self {
             shard: shard.clone(),
+            #[cfg(test)]
+            raw: socket.try_clone().expect("a descriptor is left").into(),
             socket: Rc::new(Socket::new(socket)),
             tls: OnceCell::new(),
         })
@@ -147,9 +152,8 @@ impl Connection {
 
     /// The socket below TLS.
     #[cfg(test)]
-    pub(crate) fn raw(&self) -> std::os::unix::net::UnixStream {
-        let socket = self.socket.as_fd().try_clone_to_owned();
-        socket.expect("a descriptor is left").into()
+    pub(crate) fn raw(&self) -> &std::os::unix::net::UnixStream {
+        &self.raw
     }
 
     /// Sends all of it, or as much as goes. Answers the batch in any case, for the

@@ -20,7 +20,7 @@ pub mod connection;
 pub mod reader;
 pub mod tls;
 
-pub use address::{Address, Listener};
+pub use address::{Address, Incoming, Listener};
 pub use authorization::{AccessList, AccessLists, AccessRule, NamePattern};
 pub use connection::Connection;
 pub use reader::{ReadError, Reader};

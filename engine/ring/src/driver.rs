@@ -32,6 +32,14 @@ impl Driver {
         }
     }
 
+    /// Ends a wait for readiness early.
+    pub(crate) fn cancel_wait(&mut self, key: u32) {
+        match self {
+            Self::Uring(uring) => uring.cancel_wait(key),
+            Self::Sim(_) => unreachable!("the simulation has no sockets"),
+        }
+    }
+
     /// Delivers what has completed; the shards whose wake-up did not arrive.
     pub(crate) fn reap(&mut self, ops: &Ops) -> Vec<u16> {
         match self {

@@ -15,7 +15,7 @@
 //! | `op` | one operation in flight, and who owns its buffer |
 //! | `driver` | the two rings, `uring` and `sim`, behind one enum |
 //! | [`mod@file`] | an open file or block device and what it can do |
-//! | [`socket`] | a connection, or what listens for them |
+//! | [`socket`] | a connection; waiting for one |
 //! | [`lock`] | image locks which QEMU understands |
 //! | [`buffer`] | aligned, registered memory |
 //! | [`wait_queue`] | tasks that wait for each other, on one shard or on several |

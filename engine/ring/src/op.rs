@@ -43,7 +43,8 @@ pub(crate) enum Verb {
     },
     /// The op's message into a socket.
     Send,
-    /// Until a socket has something to receive, or a connection to accept.
+    /// Until a socket has something to receive, or a connection to accept. The
+    /// only one that can be cancelled.
     Readable,
 }
 
@@ -160,11 +161,21 @@ impl Ops {
 }
 
 /// Waits for one operation. Dropping it early neither cancels the operation nor
-/// frees its buffer.
+/// frees its buffer; only a wait for readiness is cancelled, for nothing else might
+/// ever end it.
 pub(crate) struct OpFuture<'a> {
     shard: &'a Shard,
     key: u32,
+    is_wait: bool,
     finished: bool,
+}
+
+impl OpFuture<'_> {
+    /// Ends a wait for readiness early; the future answers when that is done.
+    pub(crate) fn cancel(&self) {
+        debug_assert!(self.is_wait, "transfers run to their end");
+        self.shard.driver_cancel_wait(self.key);
+    }
 }
 
 /// Hands an operation and what it owns to the shard's ring.
@@ -193,6 +204,7 @@ pub(crate) fn submit_on<'a>(
     OpFuture {
         shard,
         key,
+        is_wait: operation.verb == Verb::Readable,
         finished: false,
     }
 }
@@ -236,6 +248,8 @@ impl Drop for OpFuture<'_> {
         };
         if done {
             drop(ops.remove(self.key));
+        } else if self.is_wait {
+            self.cancel();
         }
     }
 }

@@ -377,6 +377,10 @@ impl Shard {
             .submit(key, operation, &self.inner.ops);
     }
 
+    pub(crate) fn driver_cancel_wait(&self, key: u32) {
+        self.inner.driver.borrow_mut().cancel_wait(key);
+    }
+
     pub(crate) fn register_file(&self, slot: u32, fd: std::os::fd::RawFd) {
         if let Driver::Uring(uring) = &mut *self.inner.driver.borrow_mut() {
             uring.register_file(slot, fd);

@@ -1,13 +1,16 @@
-//! A stream socket on a shard's ring.
+//! Stream sockets on a shard's ring.
 //!
 //! A socket belongs to one shard. Dropping the last handle shuts it down, so that
 //! operations in flight on it end; the descriptor is closed after the last of
 //! them. The simulation has no network: nothing here may be called in it.
 
 use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::Poll;
 
 use nix::sys::socket::{self, Shutdown};
 
@@ -120,7 +123,7 @@ impl Batch {
     }
 }
 
-/// A connected stream socket, or one that listens.
+/// A connected stream socket.
 #[derive(Debug)]
 pub struct Socket {
     fd: Rc<OwnedFd>,
@@ -138,16 +141,11 @@ impl Socket {
         Self { fd: Rc::new(fd) }
     }
 
-    /// Ends both directions: who waits to receive finds the end, who sends an
-    /// error, and who waits for a connection EINVAL.
+    /// Ends both directions: who waits to receive finds the end, and who sends an
+    /// error.
     pub fn shut_down(&self) {
         // It may have ended already.
         let _ = socket::shutdown(self.fd.as_raw_fd(), Shutdown::Both);
-    }
-
-    /// The descriptor, for questions about the socket.
-    pub fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 
     fn operation(&self, verb: Verb, len: usize) -> Operation {
@@ -203,15 +201,44 @@ impl Socket {
         }
         (Ok(()), message.into_batch())
     }
+}
 
-    /// Waits until there is something to receive, a connection to accept, or the
-    /// socket has been shut down.
-    pub async fn readable(&self, shard: &Shard) -> IoResult<()> {
-        let operation = self.operation(Verb::Readable, 0);
-        let socket = Some(Rc::clone(&self.fd));
-        let (result, _) = op::submit_on(shard, &operation, Load::None, socket).await;
-        result.map(drop)
-    }
+/// Waits until there is something to receive on a socket or a connection to accept,
+/// or until `stop` answers, by which the socket itself is not concerned. When this
+/// answers, or some time after it was dropped, the kernel does not hold the socket
+/// any more.
+///
+/// # Errors
+///
+/// ECANCELED: `stop` has answered, whatever else has happened.
+pub async fn readable(
+    shard: &Shard,
+    socket: &Rc<OwnedFd>,
+    stop: impl Future<Output = ()>,
+) -> IoResult<()> {
+    let operation = Operation {
+        verb: Verb::Readable,
+        file: FileRef::unregistered(socket.as_raw_fd()),
+        offset: 0,
+        len: 0,
+    };
+    let mut waiting = op::submit_on(shard, &operation, Load::None, Some(Rc::clone(socket)));
+    let mut stop = pin!(stop);
+    let mut is_stopped = false;
+    poll_fn(|cx| {
+        if let Poll::Ready((result, _)) = Pin::new(&mut waiting).poll(cx) {
+            return Poll::Ready(match is_stopped {
+                true => Err(Errno::ECANCELED),
+                false => result.map(drop),
+            });
+        }
+        if !is_stopped && stop.as_mut().poll(cx).is_ready() {
+            is_stopped = true;
+            waiting.cancel();
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 fn count(result: u64) -> usize {

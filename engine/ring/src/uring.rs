@@ -2,10 +2,12 @@
 //!
 //! # Soundness
 //!
-//! Every SQE is pushed by [`Uring::push`]. It may hold a pointer into a buffer
-//! because the op slab's entry of the same key owns that buffer until the
-//! completion with this key has been reaped (`op.rs`), and because a ring is
-//! torn down only when nothing is in flight.
+//! Every SQE is pushed by [`Uring::push`]. It may hold a pointer into a buffer, or
+//! to a [`Message`] with its table and the buffers that this points to, because
+//! the op slab's entry of the same key owns all of that until the completion with
+//! this key has been reaped (`op.rs`), and because a ring is torn down only when
+//! nothing is in flight. A message is boxed: its header does not move with the
+//! entry, and nobody changes its batch before it has come back.
 
 #![expect(
     unsafe_code,
@@ -36,6 +38,7 @@ const PARTS_MAX: usize = 1024;
 /// `user_data` of what is not an operation; slab keys stay below 2^32.
 const BELL: u64 = u64::MAX;
 const MESSAGE_RECEIVED: u64 = u64::MAX - 1;
+const CANCELLED: u64 = u64::MAX - 2;
 /// With the number of the shard that the message was for.
 const MESSAGE_SENT: u64 = 1 << 62;
 
@@ -57,8 +60,9 @@ pub(crate) struct Uring {
     files: Vec<bool>,
 }
 
-/// Where the bytes of a read or write are.
-struct Window {
+/// Where the bytes of a transfer are.
+#[derive(Clone, Copy)]
+pub(crate) struct Window {
     start: *const u8,
     registered: Option<u16>,
 }
@@ -66,14 +70,14 @@ struct Window {
 /// What of an operation's load the kernel is pointed to.
 pub(crate) enum Target {
     None,
-    Window(*const u8, Option<u16>),
+    Window(Window),
     Message(*const libc::msghdr),
 }
 
 impl Target {
     fn window(&self) -> Window {
         match *self {
-            Self::Window(start, registered) => Window { start, registered },
+            Self::Window(window) => window,
             Self::None | Self::Message(_) => unreachable!("a transfer owns a buffer"),
         }
     }
@@ -81,9 +85,10 @@ impl Target {
     pub(crate) fn of(load: &mut Load) -> Self {
         match load {
             Load::None => Self::None,
-            Load::Window(buf, window) => {
-                Self::Window(buf[window.clone()].as_ptr(), buf.registered())
-            }
+            Load::Window(buf, window) => Self::Window(Window {
+                start: buf[window.clone()].as_ptr(),
+                registered: buf.registered(),
+            }),
             Load::Message(message) => Self::Message(message.header()),
         }
     }
@@ -241,6 +246,14 @@ impl Uring {
         self.push(sqe.user_data(key.into()));
     }
 
+    /// Ends a wait for readiness early: it completes with ECANCELED, unless it has
+    /// completed already. Its key cannot mean another operation by then, for the
+    /// kernel takes what is queued in order.
+    pub(crate) fn cancel_wait(&mut self, key: u32) {
+        let sqe = opcode::PollRemove::new(key.into()).build();
+        self.push(sqe.user_data(CANCELLED));
+    }
+
     /// Wakes another ring by a completion on it. False: not possible here.
     pub(crate) fn push_message(&mut self, target: RingAddress) -> bool {
         if !self.features.has(Feature::MessageRing) {
@@ -341,7 +354,7 @@ impl Uring {
         for cqe in self.ring.completion() {
             match cqe.user_data() {
                 BELL => self.bell_armed = false,
-                MESSAGE_RECEIVED => {}
+                MESSAGE_RECEIVED | CANCELLED => {}
                 sent if sent & MESSAGE_SENT != 0 => {
                     if cqe.result() < 0 {
                         let number = u16::try_from(sent & !MESSAGE_SENT);
@@ -382,7 +395,7 @@ fn encode(operation: &Operation, target: &Target, fd: types::Fd) -> Sqe {
     } = *operation;
     match verb {
         Verb::Read | Verb::Write => {
-            encode_transfer(verb, &target.window(), fd, offset, below_4_gib(len))
+            encode_transfer(verb, target.window(), fd, offset, below_4_gib(len))
         }
         Verb::Receive { all } => {
             let start = target.window().start.cast_mut();
@@ -418,7 +431,7 @@ fn below_4_gib(len: u64) -> u32 {
     u32::try_from(len).expect("one transfer stays below 4 GiB")
 }
 
-fn encode_transfer(verb: Verb, window: &Window, fd: types::Fd, offset: u64, len: u32) -> Sqe {
+fn encode_transfer(verb: Verb, window: Window, fd: types::Fd, offset: u64, len: u32) -> Sqe {
     let start = window.start.cast_mut();
     match (verb, window.registered) {
         (Verb::Read, Some(index)) => opcode::ReadFixed::new(fd, start, len, index)
@@ -472,6 +485,7 @@ pub(crate) fn opcodes() -> std::io::Result<Vec<(&'static str, bool)>> {
         ("recv", opcode::Recv::CODE),
         ("sendmsg", opcode::SendMsg::CODE),
         ("poll-add", opcode::PollAdd::CODE),
+        ("poll-remove", opcode::PollRemove::CODE),
     ];
     Ok(known
         .into_iter()

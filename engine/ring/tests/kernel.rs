@@ -1,11 +1,16 @@
 //! The kernel's ring, on real files: each feature set, several shards.
 
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::rc::Rc;
 
 use ringback_ring::file::{Cache, Kind, OpenError, OpenOptions};
 use ringback_ring::lock::{Locks, Permission};
 use ringback_ring::probe::Feature;
 use ringback_ring::shards::Config;
+use ringback_ring::socket::readable;
 use ringback_ring::{Errno, File, Shards};
 
 fn start(count: usize, masked: &[Feature]) -> Shards {
@@ -313,4 +318,52 @@ fn locks_go_with_the_file_and_not_with_the_last_descriptor() {
     });
     done.wait().expect("an answer");
     shards.stop();
+}
+
+/// A wait for connections ends when it is stopped, when it is dropped, and with its
+/// shard; the socket, which somebody else holds, too, goes on to listen.
+#[test]
+fn a_wait_for_connections_ends_and_the_socket_stays() {
+    for masked in [Vec::new(), Feature::ALL.to_vec()] {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let ours = OwnedFd::from(listener.try_clone().expect("a descriptor"));
+        let shards = start(1, &masked);
+        let done = shards.spawn_on(0, move |shard| async move {
+            let socket = Rc::new(ours);
+            let stopped = readable(&shard, &socket, shard.sleep_ns(1_000_000)).await;
+            assert_eq!(stopped, Err(Errno::ECANCELED));
+            assert_eq!(Rc::strong_count(&socket), 1, "nothing is in flight");
+            {
+                let mut waiting = pin!(readable(&shard, &socket, std::future::pending()));
+                std::future::poll_fn(|cx| {
+                    assert!(waiting.as_mut().poll(cx).is_pending());
+                    std::task::Poll::Ready(())
+                })
+                .await;
+                assert_eq!(Rc::strong_count(&socket), 2);
+            }
+            while Rc::strong_count(&socket) > 1 {
+                shard.sleep_ns(100_000).await;
+            }
+            let waiting = readable(&shard, &socket, std::future::pending());
+            let _client = TcpStream::connect(address).expect("somebody listens");
+            assert_eq!(waiting.await, Ok(()));
+        });
+        done.wait().expect("an answer");
+        listener.accept().expect("the first client");
+        let ours = OwnedFd::from(listener.try_clone().expect("a descriptor"));
+        let begun = shards.spawn_on(0, move |shard| async move {
+            let here = shard.clone();
+            shard.spawn(async move {
+                let _ = readable(&here, &Rc::new(ours), std::future::pending()).await;
+                panic!("nobody has connected");
+            });
+            shard.yield_now().await;
+        });
+        begun.wait().expect("an answer");
+        shards.stop();
+        let _client = TcpStream::connect(address).expect("somebody listens");
+        listener.accept().expect("the second client");
+    }
 }

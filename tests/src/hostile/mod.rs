@@ -5,7 +5,9 @@
 //! of them may panic, hang, or take memory out of proportion to its input.
 
 mod image;
+mod nbd;
 mod text;
 
 pub use image::{TEMPLATES, header, image, patched};
+pub use nbd::nbd_client;
 pub use text::{blkdebug_config, options};

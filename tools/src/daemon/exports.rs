@@ -7,8 +7,7 @@
 use std::sync::Arc;
 
 use ringback_block::graph::{Access, UserId};
-use ringback_block::protocol::nbd::wire::PAYLOAD_MAX;
-use ringback_export::nbd::{self, ExportedBitmap, Options, Server};
+use ringback_export::nbd::{self, Options, Server};
 use ringback_qmp_shim::command::{BlockExportRemoveMode, NbdServerAdd};
 use ringback_qmp_shim::command_error::CommandError;
 use ringback_qmp_shim::command_line::{
@@ -19,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::Reply;
 use super::control::Control;
+use super::export_bitmaps::HeldBitmap;
 use super::inbox::Message;
 use super::listen::listen;
 use crate::open::reason;
@@ -46,16 +46,6 @@ struct BlockExport {
     is_shutting_down: bool,
 }
 
-/// A bitmap, by its node and its name.
-#[derive(Clone, PartialEq, Eq)]
-struct HeldBitmap {
-    node: String,
-    name: String,
-}
-
-/// Bitmaps that are held, and the same as clients see them.
-type Bitmaps = (Vec<HeldBitmap>, Vec<ExportedBitmap>);
-
 fn generic(text: impl Into<String>) -> CommandError {
     CommandError::generic(text)
 }
@@ -71,18 +61,21 @@ impl Exports {
 }
 
 impl Control {
-    pub(super) fn nbd_server_start(&mut self, server: &NbdServer) -> Reply {
-        self.start_nbd_server(server)?;
+    pub(super) async fn nbd_server_start(&mut self, server: &NbdServer) -> Reply {
+        self.start_nbd_server(server).await?;
         Ok(json!({}))
     }
 
     /// Listens. Whoever comes before there is an export hears that there is none.
-    pub(super) fn start_nbd_server(&mut self, server: &NbdServer) -> Result<(), CommandError> {
+    pub(super) async fn start_nbd_server(
+        &mut self,
+        server: &NbdServer,
+    ) -> Result<(), CommandError> {
         if self.exports.server.is_some() {
             return Err(ArgumentError::ServerRunning.into());
         }
         let tls = self.server_tls(server)?;
-        let listener = listen(&server.address)?;
+        let listener = listen(&self.shard, &server.address).await?;
         let options = Options {
             max_connections: server.max_connections,
             handshake_seconds: server.handshake_max_seconds.into(),
@@ -180,7 +173,7 @@ impl Control {
         Ok(())
     }
 
-    fn is_read_only(&self, node: &str) -> bool {
+    pub(super) fn is_read_only(&self, node: &str) -> bool {
         let policy = self.graph.policy(node);
         policy.is_ok_and(|policy| policy.read_only)
     }
@@ -214,106 +207,10 @@ impl Control {
             size: port.size(),
             attachment,
             minimum_block: minimum,
-            maximum_block: PAYLOAD_MAX,
             is_multi_conn,
             clients: nbd::export::Clients::default(),
         };
         Ok((Arc::new(nbd), held))
-    }
-
-    /// All of them, or none.
-    fn hold_bitmaps(
-        &mut self,
-        export: &Export,
-        own: &NbdExport,
-        node: &str,
-    ) -> Result<Bitmaps, CommandError> {
-        let mut held: Vec<HeldBitmap> = Vec::new();
-        let mut bitmaps = Vec::new();
-        for wanted in &own.bitmaps {
-            let found = self.find_bitmap(export, wanted, node);
-            // Twice in the list is once in use.
-            let found = found.and_then(|(node, bits)| {
-                let name = wanted.name.clone();
-                let place = HeldBitmap { node, name };
-                if !held.contains(&place) {
-                    self.check_exportable(&place)?;
-                }
-                Ok((place, bits))
-            });
-            let (place, bits) = match found {
-                Ok(found) => found,
-                Err(error) => {
-                    self.let_bitmaps_go(&held);
-                    return Err(error);
-                }
-            };
-            if !held.contains(&place) {
-                if let Err(error) = self.graph.hold_bitmap(&place.node, &place.name, true) {
-                    self.let_bitmaps_go(&held);
-                    return Err(generic(reason(error)));
-                }
-                held.push(place);
-            }
-            bitmaps.push(ExportedBitmap {
-                name: wanted.name.clone(),
-                bits,
-            });
-        }
-        Ok((held, bitmaps))
-    }
-
-    fn check_exportable(&self, place: &HeldBitmap) -> Result<(), CommandError> {
-        let HeldBitmap { node, name } = place;
-        let bitmaps = self.graph.bitmaps(node);
-        let bitmaps = bitmaps.map_err(|error| generic(reason(error)))?;
-        let entry = bitmaps.get(name);
-        let entry = entry.ok_or_else(|| generic(format!("Bitmap '{name}' is not found")))?;
-        entry
-            .check_usable(true)
-            .map_err(|error| generic(error.to_string()))
-    }
-
-    /// The node that has a bitmap, and its bits.
-    fn find_bitmap(
-        &self,
-        export: &Export,
-        wanted: &ExportBitmap,
-        node: &str,
-    ) -> Result<(String, Arc<ringback_block::bitmap::DirtyBitmap>), CommandError> {
-        let name = &wanted.name;
-        let owner = match &wanted.node {
-            Some(given) => {
-                if !self.graph.contains(given) {
-                    return Err(generic(format!("Node '{given}' not found")));
-                }
-                given.clone()
-            }
-            None => {
-                let owner = self.graph.node_with_bitmap(node, name);
-                let owner =
-                    owner.ok_or_else(|| generic(format!("Bitmap '{name}' is not found")))?;
-                owner.to_owned()
-            }
-        };
-        let bitmaps = self.graph.bitmaps(&owner);
-        let bitmaps = bitmaps.map_err(|error| generic(reason(error)))?;
-        let entry = bitmaps.get(name);
-        let entry = entry.ok_or_else(|| generic(format!("Dirty bitmap '{name}' not found")))?;
-        let would_change = entry.flags().recording && !self.is_read_only(&owner);
-        if wanted.node.is_none() && !export.writable && would_change {
-            return Err(generic(format!(
-                "Enabled bitmap '{name}' incompatible with readonly export"
-            )));
-        }
-        Ok((owner, Arc::clone(entry.bits())))
-    }
-
-    fn let_bitmaps_go(&mut self, held: &[HeldBitmap]) {
-        for place in held {
-            // Its node may have gone.
-            let _ = self.graph.hold_bitmap(&place.node, &place.name, false);
-        }
     }
 
     pub(super) async fn nbd_server_add(&mut self, add: NbdServerAdd) -> Reply {

@@ -4,10 +4,11 @@ use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 
 use nix::sys::socket::{getsockopt, sockopt};
+use ringback_net::address::resolve;
 use ringback_net::{Address, Listener};
 use ringback_qmp_shim::command_error::CommandError;
 use ringback_qmp_shim::command_line::{InetAddress, SocketAddress, UnixAddress};
-use ringback_ring::inherited_descriptor;
+use ringback_ring::{Shard, inherited_descriptor};
 
 /// Longest abstract name of a UNIX socket, in bytes.
 const ABSTRACT_MAX: usize = 107;
@@ -21,11 +22,17 @@ fn text(error: &io::Error) -> String {
     errno.map_or_else(|| error.to_string(), ringback_ring::error_text)
 }
 
-/// Listens where an address says.
-pub(super) fn listen(address: &SocketAddress) -> Result<Listener, CommandError> {
+/// Listens where an address says. A host's name is looked up beside the shard.
+pub(super) async fn listen(
+    shard: &Shard,
+    address: &SocketAddress,
+) -> Result<Listener, CommandError> {
     match address {
         SocketAddress::Unix(unix) => listen_unix(unix),
-        SocketAddress::Inet(inet) => listen_inet(inet),
+        SocketAddress::Inet(inet) => {
+            let inet = inet.clone();
+            shard.blocking(move || listen_inet(&inet)).await
+        }
         SocketAddress::Fd(_) => {
             let number = address.descriptor()?.unwrap_or(-1);
             listen_at_descriptor(number)
@@ -73,19 +80,19 @@ fn listen_inet(inet: &InetAddress) -> Result<Listener, CommandError> {
         (None, Some(is_ipv6)) => Some(!is_ipv6),
         (Some(is_ipv4), Some(_)) => Some(is_ipv4),
     };
+    let resolved = resolve(&inet.host, port, is_ipv4);
+    let mut addresses = resolved.map_err(|error| match error.raw_os_error() {
+        None => unresolved("Name or service not known"),
+        Some(_) => unresolved(&text(&error)),
+    })?;
     let mut last = None;
     for port in port..=inet.to.unwrap_or(port).max(port) {
-        let address = Address::Tcp {
-            host: inet.host.clone(),
-            port,
-            is_ipv4,
-        };
-        match address.listen() {
+        for address in &mut addresses {
+            address.set_port(port);
+        }
+        match Listener::at(&addresses, is_ipv4 == Some(false)) {
             Ok(listener) => return Ok(listener),
             Err(error) if error.kind() == ErrorKind::AddrInUse => last = Some(error),
-            Err(error) if error.raw_os_error().is_none() => {
-                return Err(unresolved("Name or service not known"));
-            }
             Err(error) => {
                 let text = text(&error);
                 return Err(generic(format!("Failed to bind socket: {text}")));

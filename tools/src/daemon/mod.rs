@@ -7,7 +7,7 @@
 //! | `inbox` | the way from other threads to the control task |
 //! | `control` | that task: requests, events, the end |
 //! | `backends` | disks as management tools address them |
-//! | `exports`, `listen` | nodes that clients outside use, and how they come in |
+//! | `exports`, `export_bitmaps`, `listen` | nodes that clients outside use, what they see of bitmaps, and how they come in |
 //! | `objects` | what is neither node nor disk: groups of limits, threads, secrets |
 //! | `nodes`, `bitmaps`, `backup`, `jobs`, `query`, `reopen`, `machine` | the commands, by what they work on |
 //!
@@ -19,6 +19,7 @@ mod backup;
 mod bitmaps;
 mod chardev;
 mod control;
+mod export_bitmaps;
 mod exports;
 mod human;
 mod inbox;
@@ -193,7 +194,7 @@ impl Control {
             Command::BlockDirtyBitmapMerge(merge) => self.change_bitmap(Change::Merge(merge)).await,
             Command::XDebugBlockDirtyBitmapSha256(bitmap) => self.bitmap_sha256(&bitmap),
 
-            Command::NbdServerStart(start) => self.nbd_server_start(&start.server?),
+            Command::NbdServerStart(start) => self.nbd_server_start(&start.server?).await,
             Command::NbdServerStop => self.nbd_server_stop().await,
             Command::NbdServerAdd(add) => self.nbd_server_add(add).await,
             Command::NbdServerRemove(remove) => {

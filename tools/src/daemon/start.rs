@@ -268,7 +268,7 @@ async fn make(control: &mut Control, placed: &Placed) -> Result<(), String> {
             return control.add_monitor(&monitor.chardev, monitor.pretty);
         }
         Opt::Object(object) => control.add_object(object).await,
-        Opt::NbdServer(server) => control.start_nbd_server(server),
+        Opt::NbdServer(server) => control.start_nbd_server(server).await,
         Opt::Export(export) => control.add_export(export).await,
         Opt::Drive(drive) => control.add_drive(drive).await,
         Opt::Device(device) => control.add_device(device).await,

@@ -40,8 +40,6 @@ pub struct Export {
     pub size: u64,
     /// Smallest block that the disk takes as it is, in bytes: a power of two.
     pub minimum_block: u32,
-    /// Largest block, in bytes.
-    pub maximum_block: u32,
     /// Whether there may be several clients.
     pub is_multi_conn: bool,
     /// Who uses it.

@@ -1,7 +1,8 @@
 //! From the greeting to the choice of an export.
 //!
 //! Each option is read as a whole before it is looked at, so that whatever is
-//! wrong with it, the next one begins where it should.
+//! wrong with it, the next one begins where it should. What is longer than an option
+//! that makes sense is not kept while it is read.
 
 use std::rc::Rc;
 
@@ -20,6 +21,12 @@ use super::option::{Denial, Payload, deny, invalid, not_present, push_answer};
 use super::reply::Headers;
 use super::session::Agreement;
 use super::tls::Tls;
+
+/// Most bytes of an option that are held, nearly twice what the longest `INFO` or `GO` can
+/// have. No list of contexts that a client asks for comes near.
+const OPTION_BYTES_MAX: usize = 256 << 10;
+/// Queries for contexts between two turns of others.
+const QUERIES_MAX: usize = 64;
 
 /// Why nothing was agreed upon.
 #[derive(Debug)]
@@ -160,19 +167,11 @@ impl Negotiation<'_> {
             }
             _ => {}
         }
-        let is_known = option_name(kind) != "<unknown>";
-        let payload = if is_known {
-            self.reader.take(len as usize).await?
-        } else {
-            self.reader.skip(len.into()).await?;
-            Vec::new()
-        };
         let mut batch = Batch::default();
-        let payload = Payload {
-            bytes: &payload,
-            name: option_name(kind),
+        let chosen = match self.payload(kind, len as usize).await? {
+            Ok(payload) => self.reply(kind, &payload, &mut batch).await,
+            Err(denial) => Err(denial),
         };
-        let chosen = self.reply(kind, payload, &mut batch);
         let (last, visit) = match chosen {
             Ok(visit) => ((answer::ACK, String::new()), visit),
             Err(denial) => ((denial.kind, denial.text), None),
@@ -180,6 +179,39 @@ impl Negotiation<'_> {
         push_answer(&mut batch, kind, last.0, &[last.1.as_bytes()]);
         self.connection.send(batch).await?;
         Ok(visit)
+    }
+
+    /// What an option carries. If it cannot be looked at it is read, and kept
+    /// nowhere.
+    async fn payload(
+        &mut self,
+        kind: u32,
+        len: usize,
+    ) -> Result<Result<Vec<u8>, Denial>, ReadError> {
+        let name = option_name(kind);
+        let has_payload = matches!(
+            kind,
+            option::INFO | option::GO | option::LIST_META_CONTEXT | option::SET_META_CONTEXT
+        );
+        if has_payload && len <= OPTION_BYTES_MAX {
+            return Ok(Ok(self.reader.take(len).await?));
+        }
+        self.reader.skip(len as u64).await?;
+        if kind == option::SET_META_CONTEXT {
+            // As with any other that is refused.
+            self.contexts = None;
+        }
+        Ok(if has_payload {
+            let text = format!("option '{name}' is longer than {OPTION_BYTES_MAX} bytes");
+            deny(answer::ERR_TOO_BIG, text)
+        } else if name == "<unknown>" {
+            let text = format!("Unsupported option {kind} (<unknown>)");
+            deny(answer::ERR_UNSUP, text)
+        } else if len > 0 {
+            invalid(format!("option '{name}' has unexpected length"))
+        } else {
+            Ok(Vec::new())
+        })
     }
 
     /// Answers one option of a client that must start TLS first. Nothing that it
@@ -258,15 +290,18 @@ impl Negotiation<'_> {
     }
 
     /// What comes before the last part of the answer.
-    fn reply(
+    async fn reply(
         &mut self,
         kind: u32,
-        payload: Payload<'_>,
+        payload: &[u8],
         batch: &mut Batch,
     ) -> Result<Option<Visit>, Denial> {
+        let payload = Payload {
+            bytes: payload,
+            name: option_name(kind),
+        };
         match kind {
             option::LIST => {
-                payload.end()?;
                 for export in self.exports.all() {
                     let len = u32::try_from(export.name.len()).expect("names are short");
                     let description = export.description.as_deref().unwrap_or_default();
@@ -279,16 +314,12 @@ impl Negotiation<'_> {
                 }
                 Ok(None)
             }
-            option::STARTTLS => {
-                payload.end()?;
-                match self.tls {
-                    Some(_) => invalid("TLS already enabled"),
-                    None => deny(answer::ERR_POLICY, "TLS not configured"),
-                }
-            }
+            option::STARTTLS => match self.tls {
+                Some(_) => invalid("TLS already enabled"),
+                None => deny(answer::ERR_POLICY, "TLS not configured"),
+            },
             option::INFO | option::GO => self.choose(kind, payload, batch),
             option::STRUCTURED_REPLY => {
-                payload.end()?;
                 match self.headers {
                     Headers::Simple => self.headers = Headers::Structured,
                     Headers::Structured => {
@@ -302,7 +333,6 @@ impl Negotiation<'_> {
                 Ok(None)
             }
             option::EXTENDED_HEADERS => {
-                payload.end()?;
                 if self.headers == Headers::Extended {
                     return invalid("extended headers already negotiated");
                 }
@@ -310,12 +340,10 @@ impl Negotiation<'_> {
                 Ok(None)
             }
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
-                self.meta_contexts(kind, payload, batch).map(|()| None)
+                self.meta_contexts(kind, payload, batch).await?;
+                Ok(None)
             }
-            _ => {
-                let text = format!("Unsupported option {kind} (<unknown>)");
-                deny(answer::ERR_UNSUP, text)
-            }
+            _ => unreachable!("unknown options are refused before"),
         }
     }
 
@@ -368,7 +396,7 @@ impl Negotiation<'_> {
         let sizes = [
             minimum.to_be_bytes(),
             minimum.max(4096).to_be_bytes(),
-            export.maximum_block.to_be_bytes(),
+            PAYLOAD_MAX.to_be_bytes(),
         ];
         push(info::BLOCK_SIZE, &[sizes.as_flattened()]);
         let chosen = self.contexts.as_ref();
@@ -379,7 +407,7 @@ impl Negotiation<'_> {
         push(info::EXPORT, &parts);
     }
 
-    fn meta_contexts(
+    async fn meta_contexts(
         &mut self,
         kind: u32,
         mut payload: Payload<'_>,
@@ -402,7 +430,10 @@ impl Negotiation<'_> {
         };
         let mut search = Search::new(&export);
         let count = payload.length()?;
-        for _ in 0..count {
+        for number in 0..count {
+            if number % QUERIES_MAX == QUERIES_MAX - 1 {
+                self.connection.shard().yield_now().await;
+            }
             let len = payload.length()?;
             if len > STRING_MAX {
                 // Nothing has such a name.

@@ -8,9 +8,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use ringback_net::{Connection, Listener, Reader};
+use ringback_net::{Connection, Incoming, Listener, Reader};
 use ringback_ring::shard::Task;
-use ringback_ring::{Shard, Shards, Socket, WaitQueue};
+use ringback_ring::{Shard, Shards, WaitQueue};
 
 use super::export::Export;
 use super::exports::Exports;
@@ -38,6 +38,7 @@ struct Inner {
     exports: Exports,
     /// Clients, those included that have not chosen yet.
     clients: AtomicU32,
+    /// Woken when a client has left, or when the server is to stop.
     left: WaitQueue,
     is_stopping: AtomicBool,
 }
@@ -46,8 +47,6 @@ struct Inner {
 pub struct Server {
     inner: Arc<Inner>,
     shards: Shards,
-    /// Shut down, it ends the listening.
-    listening: Rc<Socket>,
     /// Owns what listens.
     accepting: Task<()>,
 }
@@ -97,14 +96,12 @@ impl Server {
             left: WaitQueue::new(),
             is_stopping: AtomicBool::new(false),
         });
-        let listening = Rc::new(listener.socket()?);
-        let (server, socket, here) = (Arc::clone(&inner), Rc::clone(&listening), shard.clone());
-        let accepting =
-            shard.spawn(async move { accept_all(&here, &server, &listener, &socket).await });
+        let incoming = listener.incoming(shard)?;
+        let (server, here) = (Arc::clone(&inner), shard.clone());
+        let accepting = shard.spawn(async move { accept_all(&here, &server, &incoming).await });
         Ok(Self {
             inner,
             shards: shard.set().clone(),
-            listening,
             accepting,
         })
     }
@@ -145,10 +142,10 @@ impl Server {
         .await;
     }
 
-    /// Accepts nobody any more, cuts all connections, and waits for their end.
+    /// Accepts nobody any more, cuts all connections, and waits for their end. A
+    /// listening socket that somebody else holds, too, goes on to listen for them.
     pub async fn stop(self, shard: &Shard) {
         self.inner.is_stopping.store(true, Ordering::Release);
-        self.listening.shut_down();
         self.inner.left.wake_all();
         // From then on nobody comes in, and the socket file's place is free.
         self.accepting.join().await;
@@ -179,18 +176,25 @@ async fn cut_those(shards: &Shards, is_meant: impl Fn(&Guest) -> bool + Clone + 
 }
 
 /// Until the server is stopped.
-async fn accept_all(shard: &Shard, server: &Arc<Inner>, listener: &Listener, socket: &Socket) {
+async fn accept_all(shard: &Shard, server: &Arc<Inner>, incoming: &Incoming) {
     let is_stopping = || server.is_stopping.load(Ordering::Acquire);
     let mut next_shard = 0;
-    while !is_stopping() {
+    loop {
         let max = server.options.max_connections;
         shard
             .wait(&[&server.left], None, || {
                 max == 0 || server.clients.load(Ordering::Acquire) < max || is_stopping()
             })
             .await;
-        match listener.accept() {
-            Ok(client) => {
+        if is_stopping() {
+            return;
+        }
+        let stop = async {
+            shard.wait(&[&server.left], None, is_stopping).await;
+        };
+        match incoming.next(stop).await {
+            Ok(None) => return,
+            Ok(Some(client)) => {
                 server.clients.fetch_add(1, Ordering::AcqRel);
                 let seat = Seat(Arc::clone(server));
                 let index = next_shard % shard.set().count();
@@ -201,15 +205,6 @@ async fn accept_all(shard: &Shard, server: &Arc<Inner>, listener: &Listener, soc
                         .spawn_on(index, move |shard| serve(shard, client, seat)),
                 );
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if let Err(errno) = socket.readable(shard).await {
-                    if !is_stopping() {
-                        tracing::error!("NBD server: nobody is let in any more: {errno}");
-                    }
-                    return;
-                }
-            }
-            Err(_) if is_stopping() => return,
             Err(error) => {
                 // Somebody who hung up at once, or no descriptor left for now.
                 tracing::warn!("NBD server: no connection accepted: {error}");

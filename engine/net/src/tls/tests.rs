@@ -353,32 +353,39 @@ fn an_end_without_farewell_is_an_end() {
 fn a_sender_that_is_dropped_ends_the_connection() {
     let authority = Authority::new("authority");
     let (ours, theirs) = (authority.server(), authority.client());
+    let (begun, has_begun) = std::sync::mpsc::channel();
+    let (dropped, is_dropped) = std::sync::mpsc::channel();
     between(
-        |connection, mut reader| async move {
+        move |connection, mut reader| async move {
             connection
                 .start_tls_server(&mut reader, &ours)
                 .await
                 .unwrap();
-            // More than the socket holds; nobody reads.
+            // More than the socket holds; beyond the first bytes nobody reads.
             let large = vec![1; 16 * MIB];
             let shard = connection.shard();
             {
                 let mut sending = std::pin::pin!(connection.send(text(&large)));
-                let mut filled = std::pin::pin!(shard.sleep_ns(20_000_000));
+                let begun = shard.blocking(move || has_begun.recv().unwrap());
+                let mut begun = std::pin::pin!(begun);
                 std::future::poll_fn(|cx| {
                     assert!(sending.as_mut().poll(cx).is_pending());
-                    filled.as_mut().poll(cx)
+                    begun.as_mut().poll(cx)
                 })
                 .await;
             }
+            dropped.send(()).unwrap();
             assert!(connection.send(text(b"more")).await.is_err());
         },
-        |connection, mut reader| async move {
+        move |connection, mut reader| async move {
             let host = Some("here.example");
             connection
                 .start_tls_client(&mut reader, &theirs, host)
                 .await
                 .unwrap();
+            reader.fill(1).await.unwrap();
+            begun.send(()).unwrap();
+            is_dropped.recv().unwrap();
             // To the end, which comes when the sender is dropped.
             connection.raw().read_to_end(&mut Vec::new()).unwrap();
         },
