@@ -2,18 +2,17 @@
 
 use std::fmt;
 use std::io;
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn6, SockaddrLike, SockaddrStorage, bind,
     getsockname, setsockopt, socket, sockopt,
 };
-use ringback_ring::{Shard, Socket};
+use ringback_ring::Socket;
 
 /// Connections that the kernel takes before they are accepted.
 const BACKLOG: i32 = 128;
@@ -50,7 +49,11 @@ impl fmt::Display for Address {
 }
 
 /// What a host's name stands for, as far as it is wanted.
-fn resolve(host: &str, port: u16, is_ipv4: Option<bool>) -> io::Result<Vec<std::net::SocketAddr>> {
+pub(crate) fn resolve(
+    host: &str,
+    port: u16,
+    is_ipv4: Option<bool>,
+) -> io::Result<Vec<std::net::SocketAddr>> {
     let all: Vec<_> = if host.is_empty() {
         vec![
             (std::net::Ipv6Addr::UNSPECIFIED, port).into(),
@@ -73,50 +76,6 @@ fn resolve(host: &str, port: u16, is_ipv4: Option<bool>) -> io::Result<Vec<std::
 }
 
 impl Address {
-    /// Connects. May take as long as the kernel tries, or until the timeout.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel or the resolver answers.
-    pub async fn connect(&self, shard: &Shard, timeout: Option<Duration>) -> io::Result<OwnedFd> {
-        let address = self.clone();
-        shard.blocking(move || address.connect_now(timeout)).await
-    }
-
-    fn connect_now(&self, timeout: Option<Duration>) -> io::Result<OwnedFd> {
-        match self {
-            Self::Unix(path) => Ok(UnixStream::connect(path)?.into()),
-            Self::Abstract(name) => {
-                let address = SocketAddr::from_abstract_name(name)?;
-                Ok(UnixStream::connect_addr(&address)?.into())
-            }
-            Self::Tcp {
-                host,
-                port,
-                is_ipv4,
-            } => {
-                let host = if host.is_empty() { "localhost" } else { host };
-                let mut last = io::ErrorKind::AddrNotAvailable.into();
-                for address in resolve(host, *port, *is_ipv4)? {
-                    let connected = match timeout {
-                        Some(timeout) => TcpStream::connect_timeout(&address, timeout),
-                        None => TcpStream::connect(address),
-                    };
-                    match connected {
-                        Ok(stream) => {
-                            stream.set_nodelay(true)?;
-                            // As below: a peer that has vanished is noticed one day.
-                            setsockopt(&stream, sockopt::KeepAlive, &true)?;
-                            return Ok(stream.into());
-                        }
-                        Err(error) => last = error,
-                    }
-                }
-                Err(last)
-            }
-        }
-    }
-
     /// Listens. A socket file that is in the way is replaced.
     ///
     /// # Errors
@@ -270,6 +229,8 @@ impl Listener {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
+
     use super::*;
 
     /// Whether somebody lets an IPv4 client in who listens everywhere in this way.

@@ -45,6 +45,8 @@ pub(crate) enum Verb {
     Send,
     /// Until a socket has something to receive, or a connection to accept.
     Readable,
+    /// Until a socket has been connected, or not.
+    Writable,
 }
 
 /// An operation as the driver sees it.
