@@ -3,14 +3,13 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
-use std::time::Duration;
 
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn6, SockaddrLike, SockaddrStorage, bind,
@@ -86,50 +85,6 @@ pub fn resolve(
 }
 
 impl Address {
-    /// Connects. May take as long as the kernel tries, or until the timeout.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel or the resolver answers.
-    pub async fn connect(&self, shard: &Shard, timeout: Option<Duration>) -> io::Result<OwnedFd> {
-        let address = self.clone();
-        shard.blocking(move || address.connect_now(timeout)).await
-    }
-
-    fn connect_now(&self, timeout: Option<Duration>) -> io::Result<OwnedFd> {
-        match self {
-            Self::Unix(path) => Ok(UnixStream::connect(path)?.into()),
-            Self::Abstract(name) => {
-                let address = SocketAddr::from_abstract_name(name)?;
-                Ok(UnixStream::connect_addr(&address)?.into())
-            }
-            Self::Tcp {
-                host,
-                port,
-                is_ipv4,
-            } => {
-                let host = if host.is_empty() { "localhost" } else { host };
-                let mut last = io::ErrorKind::AddrNotAvailable.into();
-                for address in resolve(host, *port, *is_ipv4)? {
-                    let connected = match timeout {
-                        Some(timeout) => TcpStream::connect_timeout(&address, timeout),
-                        None => TcpStream::connect(address),
-                    };
-                    match connected {
-                        Ok(stream) => {
-                            stream.set_nodelay(true)?;
-                            // As below: a peer that has vanished is noticed one day.
-                            setsockopt(&stream, sockopt::KeepAlive, &true)?;
-                            return Ok(stream.into());
-                        }
-                        Err(error) => last = error,
-                    }
-                }
-                Err(last)
-            }
-        }
-    }
-
     /// Listens. A socket file that is in the way is replaced. Blocks while a host's
     /// name is looked up.
     ///
@@ -327,6 +282,8 @@ impl Incoming {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
+
     use super::*;
 
     /// Whether somebody lets an IPv4 client in who listens everywhere in this way.

@@ -46,6 +46,8 @@ pub(crate) enum Verb {
     /// Until a socket has something to receive, or a connection to accept. The
     /// only one that can be cancelled.
     Readable,
+    /// Until a socket has been connected, or not.
+    Writable,
 }
 
 /// An operation as the driver sees it.

@@ -278,12 +278,18 @@ impl Shard {
     /// A task's result, or None if the deadline comes first; the task then runs
     /// on alone.
     pub async fn join_until<T>(&self, task: Task<T>, deadline_ns: Option<u64>) -> Option<T> {
-        let Some(deadline_ns) = deadline_ns else {
-            return Some(task.join().await);
-        };
-        let mut join = std::pin::pin!(task.join());
+        match deadline_ns {
+            Some(deadline_ns) => self.within(deadline_ns, task.join()).await,
+            None => Some(task.join().await),
+        }
+    }
+
+    /// The result of some work, or None if an instant of [`Shard::now_ns`] comes
+    /// first; the work is then dropped where it stands.
+    pub async fn within<T>(&self, deadline_ns: u64, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = std::pin::pin!(work);
         let mut sleep = std::pin::pin!(self.sleep_until(deadline_ns));
-        std::future::poll_fn(|cx| match join.as_mut().poll(cx) {
+        std::future::poll_fn(|cx| match work.as_mut().poll(cx) {
             Poll::Ready(value) => Poll::Ready(Some(value)),
             Poll::Pending => sleep.as_mut().poll(cx).map(|()| None),
         })

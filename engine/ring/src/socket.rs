@@ -241,6 +241,20 @@ pub async fn readable(
     .await
 }
 
+/// Waits until an attempt to connect has ended in one way or the other, or the socket
+/// has been shut down.
+pub async fn writable(shard: &Shard, socket: &Rc<OwnedFd>) -> IoResult<()> {
+    let operation = Operation {
+        verb: Verb::Writable,
+        file: FileRef::unregistered(socket.as_raw_fd()),
+        offset: 0,
+        len: 0,
+    };
+    let socket = Some(Rc::clone(socket));
+    let (result, _) = op::submit_on(shard, &operation, Load::None, socket).await;
+    result.map(drop)
+}
+
 fn count(result: u64) -> usize {
     usize::try_from(result).expect("no more than was asked for")
 }

@@ -415,6 +415,7 @@ fn encode(operation: &Operation, target: &Target, fd: types::Fd) -> Sqe {
                 .build()
         }
         Verb::Readable => opcode::PollAdd::new(fd, libc::POLLIN.cast_unsigned().into()).build(),
+        Verb::Writable => opcode::PollAdd::new(fd, libc::POLLOUT.cast_unsigned().into()).build(),
         Verb::Sync => opcode::Fsync::new(fd)
             .flags(types::FsyncFlags::DATASYNC)
             .build(),

@@ -34,6 +34,9 @@ const RECEIVED_BYTES: usize = 128 << 10;
 /// other tasks of the shard.
 const SENT_BYTES: usize = 256 << 10;
 
+/// How long a peer may take to receive why it is left.
+const LAST_WORD_NS: u64 = 1_000_000_000;
+
 pub(crate) struct Stream {
     shard: Shard,
     socket: Rc<Socket>,
@@ -267,8 +270,9 @@ impl Stream {
     async fn end_broken(&self) {
         self.is_broken.set(true);
         if !self.is_taken.get() {
-            // The peer shall know why; it may be gone.
-            let _ = self.flush().await;
+            // The peer shall know why; it may be gone, or not read.
+            let deadline_ns = self.shard.now_ns() + LAST_WORD_NS;
+            let _ = self.shard.within(deadline_ns, self.flush()).await;
         }
         self.socket.shut_down();
     }

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
@@ -22,6 +23,8 @@ use super::*;
 use crate::{Connection, ReadError, Reader};
 
 const MIB: usize = 1 << 20;
+/// Nothing takes longer.
+const LIMIT: Duration = Duration::from_secs(60);
 const DEMANDS: Demands = Demands {
     verify_peer: true,
     sanity_check: true,
@@ -319,6 +322,44 @@ fn broken_bytes_end_the_connection() {
                 matches!(told, Err(ReadError::Io(Errno::EPROTO))),
                 "{told:?}"
             );
+        },
+    );
+}
+
+/// Who breaks a session and does not read why, is not waited for.
+#[test]
+fn a_peer_that_does_not_read_is_left_all_the_same() {
+    let authority = Authority::new("authority");
+    let (ours, theirs) = (authority.server(), authority.client());
+    let (is_full, was_filled) = std::sync::mpsc::channel();
+    let (is_left, was_left) = std::sync::mpsc::channel();
+    between(
+        |connection, mut reader| async move {
+            connection
+                .start_tls_server(&mut reader, &ours)
+                .await
+                .unwrap();
+            let mut socket = connection.raw();
+            socket.set_nonblocking(true).unwrap();
+            for size in [4096, 1] {
+                while socket.write(&vec![0; size]).is_ok() {}
+            }
+            socket.set_nonblocking(false).unwrap();
+            is_full.send(()).unwrap();
+            assert_eq!(reader.fill(1).await, Err(ReadError::Io(Errno::EPROTO)));
+            is_left.send(()).unwrap();
+        },
+        |connection, mut reader| async move {
+            let host = Some("here.example");
+            connection
+                .start_tls_client(&mut reader, &theirs, host)
+                .await
+                .unwrap();
+            was_filled.recv_timeout(LIMIT).unwrap();
+            let mut socket = connection.raw();
+            socket.write_all(&[0x17, 3, 3, 0, 32]).unwrap();
+            socket.write_all(&[0x55; 32]).unwrap();
+            was_left.recv_timeout(LIMIT).unwrap();
         },
     );
 }

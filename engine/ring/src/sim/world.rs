@@ -354,7 +354,7 @@ impl State {
             Verb::PunchHole => disk.zero(offset, to - from, false),
             // Only makes room: what is there stays.
             Verb::Allocate | Verb::Sync => {}
-            Verb::Receive { .. } | Verb::Send | Verb::Readable => {
+            Verb::Receive { .. } | Verb::Send | Verb::Readable | Verb::Writable => {
                 unreachable!("the simulated machine has no network")
             }
         }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ringback_net::Address;
 use ringback_ring::{Buf, Errno, IoResult, Shard, Shards};
@@ -11,13 +11,17 @@ use ringback_ring::{Buf, Errno, IoResult, Shard, Shards};
 use super::call::{Answer, Failure, errno};
 use super::connect::{ATTEMPT_NS, Connected, SECOND_NS, Server, attempt, attempts};
 use super::error::NbdError;
-use super::lane::{Lane, Lanes};
+use super::lane::Lane;
+use super::lanes::Lanes;
 use super::negotiation::{Tls, Wishes};
-use super::terms::Terms;
+use super::shared::Shared;
 use super::wire::{Request, STRING_MAX, allocation, command, export_flags as has, request_flags};
 use crate::extent::{Content, Extent};
 use crate::request::ZeroFlags;
 use crate::units::{SECTOR, in_memory};
+
+/// How long a server that is there may take for the flush before it is left.
+const LAST_FLUSH_NS: u64 = ATTEMPT_NS;
 
 /// How an export is opened.
 #[derive(Clone, Debug)]
@@ -39,58 +43,6 @@ pub struct Options {
     pub write: bool,
     /// An export that cannot be written is opened for reading.
     pub auto_read_only: bool,
-}
-
-/// What all shards know of a node.
-pub(super) struct Shared {
-    /// Nodes are numbered.
-    pub(super) node: u64,
-    /// The shard whose connection counts.
-    owner: usize,
-    pub(super) server: Server,
-    pub(super) reconnect_delay_ns: u64,
-    /// Changes when the node is reopened.
-    is_writable: AtomicBool,
-    /// What was agreed upon first: requests are made for it.
-    terms: Terms,
-    /// The server has broken the rules.
-    is_dead: AtomicBool,
-    /// The owner's connection is there.
-    is_up: AtomicBool,
-    /// The server allows several connections.
-    is_multi: AtomicBool,
-}
-
-impl Shared {
-    pub(super) fn is_dead(&self) -> bool {
-        self.is_dead.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn kill(&self) {
-        self.is_dead.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn set_up(&self, is_up: bool, terms: &Terms) {
-        let is_multi = terms.has(has::CAN_MULTI_CONN);
-        self.is_multi.store(is_multi, Ordering::Relaxed);
-        self.is_up.store(is_up, Ordering::Relaxed);
-    }
-
-    pub(super) fn set_down(&self) {
-        self.is_up.store(false, Ordering::Relaxed);
-    }
-
-    pub(super) fn check_successor(&self, terms: &Terms) -> Result<(), NbdError> {
-        let needs_context = self.server.wishes.context.is_some();
-        let is_writable = self.is_writable.load(Ordering::Relaxed);
-        self.terms
-            .check_successor(terms, is_writable, needs_context)
-    }
-
-    /// A lane of this shard has ended.
-    pub(super) fn forget_lane(&self, shard: &Shard, lane: &Rc<Lane>) {
-        shard.local::<Lanes>().forget(self.node, lane);
-    }
 }
 
 /// An export of a server as a disk.
@@ -135,7 +87,6 @@ impl NbdProtocol {
     ///
     /// See [`NbdError`].
     pub async fn open(shard: &Shard, options: Options) -> Result<Self, NbdError> {
-        static NODES: AtomicU64 = AtomicU64::new(0);
         if shard.set().is_simulated() {
             return Err(NbdError::NoNetwork);
         }
@@ -174,17 +125,13 @@ impl NbdProtocol {
             connected.leave().await;
             return Err(error);
         }
-        let shared = Arc::new(Shared {
-            node: NODES.fetch_add(1, Ordering::Relaxed),
-            owner: shard.index(),
+        let shared = Shared::new(
+            shard.index(),
             server,
-            reconnect_delay_ns: u64::from(options.reconnect_delay_s) * SECOND_NS,
-            is_writable: AtomicBool::new(options.write && !is_read_only),
+            u64::from(options.reconnect_delay_s) * SECOND_NS,
+            options.write && !is_read_only,
             terms,
-            is_dead: AtomicBool::new(false),
-            is_up: AtomicBool::new(true),
-            is_multi: AtomicBool::new(terms.has(has::CAN_MULTI_CONN)),
-        });
+        );
         Ok(Self::begin(shard, shared, connected))
     }
 
@@ -201,14 +148,30 @@ impl NbdProtocol {
     }
 
     /// Makes what was written durable and takes leave of the server on every shard.
-    /// Nothing may be in flight.
+    /// Nothing may be in flight. A server that does not answer the flush is left all
+    /// the same, after `reconnect-delay` and half a minute.
     pub(crate) async fn close(&self, shard: &Shard) {
-        if self.is_dirty.load(Ordering::Relaxed)
-            && self.shared.is_up.load(Ordering::Relaxed)
-            && let Err(errno) = self.flush(shard).await
-        {
+        let limit_ns = self.shared.reconnect_delay_ns + LAST_FLUSH_NS;
+        self.close_within(shard, limit_ns).await;
+    }
+
+    pub(super) async fn close_within(&self, shard: &Shard, limit_ns: u64) {
+        if self.is_dirty.load(Ordering::Relaxed) && self.shared.is_up() {
+            let deadline_ns = shard.now_ns().saturating_add(limit_ns);
             let server = &self.shared.server.address;
-            tracing::warn!(%server, "the last flush has failed: {}", ringback_ring::error_text(errno));
+            match shard.within(deadline_ns, self.flush(shard)).await {
+                Some(Ok(())) => {}
+                Some(Err(errno)) => {
+                    let why = ringback_ring::error_text(errno);
+                    tracing::warn!(%server, "the last flush has failed: {why}");
+                }
+                None => tracing::warn!(
+                    %server,
+                    "the last flush was not answered within {} s: what was written last may \
+                     be lost if the server fails",
+                    limit_ns / SECOND_NS
+                ),
+            }
         }
         let node = self.shared.node;
         self.set
@@ -233,13 +196,12 @@ impl NbdProtocol {
 
     /// Whether it is open for writing.
     pub fn is_writable(&self) -> bool {
-        self.shared.is_writable.load(Ordering::Relaxed)
+        self.shared.is_writable()
     }
 
     /// Whether it will be written from now on.
     pub(crate) fn set_writable(&self, is_writable: bool) {
-        let shared = &self.shared;
-        shared.is_writable.store(is_writable, Ordering::Relaxed);
+        self.shared.set_writable(is_writable);
     }
 
     pub(crate) fn discards(&self) -> bool {
@@ -457,11 +419,7 @@ impl NbdProtocol {
     fn lane_here(&self, shard: &Shard) -> Option<Rc<Lane>> {
         let lanes = shard.local::<Lanes>();
         let lane = lanes.get(self.shared.node);
-        if lane.is_none()
-            && shard.index() != self.shared.owner
-            && self.shared.is_multi.load(Ordering::Relaxed)
-            && self.shared.is_up.load(Ordering::Relaxed)
-        {
+        if lane.is_none() && shard.index() != self.shared.owner && self.shared.may_join() {
             lanes.connect(shard, &self.shared);
         }
         lane

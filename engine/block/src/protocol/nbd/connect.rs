@@ -3,8 +3,6 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::task::Poll;
-use std::time::Duration;
 
 use ringback_net::{Address, Connection, Reader};
 use ringback_ring::Shard;
@@ -19,6 +17,9 @@ pub(super) const SECOND_NS: u64 = 1_000_000_000;
 
 /// How long connecting and negotiating may take where nobody says.
 pub(super) const ATTEMPT_NS: u64 = 30 * SECOND_NS;
+
+/// How long taking leave may take.
+pub(super) const LEAVE_NS: u64 = SECOND_NS;
 
 /// Pauses between attempts grow up to this.
 const PAUSE_MAX_NS: u64 = 16 * SECOND_NS;
@@ -45,9 +46,14 @@ impl Connected {
     pub(super) async fn leave(self) {
         let mut batch = Batch::default();
         push_request(&mut batch, self.terms.headers, &parting());
-        // Best effort: whoever does not read it finds the end.
-        let _ = self.connection.send(batch).await;
-        self.connection.finish().await;
+        let farewell = async {
+            // Best effort: whoever does not read it finds the end.
+            let _ = self.connection.send(batch).await;
+            self.connection.finish().await;
+        };
+        let shard = self.connection.shard();
+        let deadline_ns = shard.now_ns().saturating_add(LEAVE_NS);
+        let _ = shard.within(deadline_ns, farewell).await;
     }
 }
 
@@ -99,14 +105,13 @@ pub(super) async fn attempt(
     server: &Server,
     limit_ns: u64,
 ) -> Result<Connected, NbdError> {
+    let deadline_ns = shard.now_ns().saturating_add(limit_ns);
     let work = async {
-        let timeout = Some(Duration::from_nanos(limit_ns));
-        let socket = server.address.connect(shard, timeout).await;
+        let socket = server.address.connect(shard, deadline_ns).await;
         let socket = socket.map_err(|error| connect_error(&server.address, &error))?;
         negotiate_on(shard, socket, &server.wishes).await
     };
-    let deadline_ns = shard.now_ns().saturating_add(limit_ns);
-    let done = within(shard, deadline_ns, work).await;
+    let done = shard.within(deadline_ns, work).await;
     done.unwrap_or(Err(NbdError::Timeout))
 }
 
@@ -152,6 +157,9 @@ pub(super) async fn negotiate_on(
 }
 
 fn connect_error(address: &Address, error: &io::Error) -> NbdError {
+    if error.kind() == io::ErrorKind::TimedOut {
+        return NbdError::Timeout;
+    }
     let text = error.to_string();
     // QEMU puts no brackets around the colons of a host.
     let address = match address {
@@ -169,18 +177,6 @@ fn connect_error(address: &Address, error: &io::Error) -> NbdError {
         None => text,
     };
     NbdError::Connect { address, reason }
-}
-
-/// The result of some work, or none if time runs out first: then the work is
-/// dropped where it stands.
-async fn within<T>(shard: &Shard, deadline_ns: u64, work: impl Future<Output = T>) -> Option<T> {
-    let mut work = std::pin::pin!(work);
-    let mut sleep = std::pin::pin!(shard.sleep_until(deadline_ns));
-    std::future::poll_fn(|cx| match work.as_mut().poll(cx) {
-        Poll::Ready(value) => Poll::Ready(Some(value)),
-        Poll::Pending => sleep.as_mut().poll(cx).map(|()| None),
-    })
-    .await
 }
 
 #[cfg(test)]

@@ -4,18 +4,27 @@
 //!
 //! The owner's lane connects again, after pauses. Within the time that the user has
 //! given (`reconnect-delay`) requests wait, and those that were in flight are sent
-//! once more: each of them may be repeated without harm. After that time, or
-//! without one, requests fail at once until the server is back. What comes back
-//! must be the same export as far as anybody here relies on it. A server that
-//! comes back and goes again before it has answered anything has not been back: the
-//! pauses grow and the time runs on.
+//! once more. After that time, or without one, requests fail at once until the
+//! server is back. What comes back must be the same export as far as anybody here
+//! relies on it. A server that comes back and goes again before it has answered
+//! anything has not been back: the pauses grow and the time runs on.
 //!
 //! Another shard's lane ends with its connection: its requests go the owner's way.
 //!
-//! A server that has broken the rules is not asked again.
+//! A server that has broken the rules is not asked again, by any shard.
+//!
+//! # What sending again may do
+//!
+//! Nobody has been told that a call in flight is done, and no later call that
+//! overlaps it was begun: carried out twice in a row it leaves what it leaves once.
+//! One danger stays, in QEMU too. A server that has lost only the connection may
+//! still hold the first copy of a write. If it carries that out after the second copy
+//! was answered, and after a later write to the same place, the older bytes stay. It
+//! takes a slow server and a quick later write; a client can neither see nor prevent
+//! it, for nothing in NBD says that two connections belong to one client.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -24,16 +33,12 @@ use std::task::Poll;
 use ringback_ring::{Buf, Errno, LocalQueue, Shard, WaitQueue};
 
 use super::call::{Answer, Call, Failure};
-use super::client::Shared;
-use super::connect::{ATTEMPT_NS, Connected, SECOND_NS, attempt, pause_ns};
+use super::connect::{ATTEMPT_NS, Connected, LEAVE_NS, SECOND_NS, attempt, pause_ns};
 use super::error::NbdError;
+use super::lanes::Lanes;
 use super::session::{End, transmit};
+use super::shared::Shared;
 use super::wire::Request;
-
-/// How long taking leave may take.
-const LEAVE_NS: u64 = SECOND_NS;
-/// After a connection for another shard could not be made, so long none is tried.
-const OTHERS_PAUSE_NS: u64 = 30 * SECOND_NS;
 
 /// A connection that has lasted so long is a new beginning.
 const SETTLED_NS: u64 = 16 * SECOND_NS;
@@ -82,10 +87,10 @@ pub(super) struct Lane {
     /// Something for the sender.
     bell: LocalQueue,
     is_closing: Cell<bool>,
-    /// Closing begins, and has ended.
-    closing: WaitQueue,
-    /// Of the present connection.
-    hang_up: RefCell<Option<Weak<ringback_net::Connection>>>,
+    /// Closing begins, or has ended; or the server is given up.
+    ending: WaitQueue,
+    /// The present one.
+    connection: RefCell<Weak<ringback_net::Connection>>,
 }
 
 impl Lane {
@@ -106,8 +111,8 @@ impl Lane {
             waiting: RefCell::default(),
             bell: LocalQueue::new(),
             is_closing: Cell::new(false),
-            closing: WaitQueue::new(),
-            hang_up: RefCell::default(),
+            ending: WaitQueue::new(),
+            connection: RefCell::default(),
         });
         shard.spawn(Rc::clone(&lane).run(connected));
         lane
@@ -160,7 +165,7 @@ impl Lane {
 
     /// What requests are told that this lane will not serve any more.
     fn last_word(&self) -> Failure {
-        if self.is_owner || self.shared.is_dead() || self.is_closing.get() {
+        if self.is_owner || self.is_over() {
             Failure::Error(Errno::EIO)
         } else {
             Failure::Lost
@@ -178,14 +183,14 @@ impl Lane {
         let mut pauses = Pauses::default();
         loop {
             let begin_ns = self.shard.now_ns();
-            *self.hang_up.borrow_mut() = Some(Rc::downgrade(&connected.connection));
+            *self.connection.borrow_mut() = Rc::downgrade(&connected.connection);
             let (end, unfinished) = transmit(&self, connected).await;
             self.tell_of(&end);
             if let End::Violation(_) = end {
-                self.shared.kill();
+                self.shared.kill(self.shard.set());
             }
             self.take_back(unfinished);
-            if !self.is_owner || self.shared.is_dead() || self.is_closing.get() {
+            if !self.is_owner || self.is_over() {
                 break;
             }
             if self.is_settled.get() || self.shard.now_ns() - begin_ns >= SETTLED_NS {
@@ -195,20 +200,21 @@ impl Lane {
                 self.go_on_with_outage();
             }
             self.is_settled.set(false);
-            match self.connect_again(&mut pauses).await {
+            match self.while_patient(self.connect_again(&mut pauses)).await {
                 Some(again) => connected = again,
                 None => break,
             }
             self.phase.set(Phase::Up);
-            self.shared.set_up(true, &connected.terms);
+            self.shared.set_up(&connected.terms);
         }
         self.phase.set(Phase::Ended);
         if self.is_owner {
             self.shared.set_down();
         }
         self.end_waiting(self.last_word());
-        self.shared.forget_lane(&self.shard, &self);
-        self.closing.wake_all();
+        let lanes = self.shard.local::<Lanes>();
+        lanes.forget(self.shared.node, &self);
+        self.ending.wake_all();
     }
 
     /// What has not been answered comes before what has not been sent.
@@ -223,6 +229,8 @@ impl Lane {
         let server = &self.shared.server.address;
         match end {
             _ if self.is_closing.get() => {}
+            // Another shard has said why.
+            End::Lost(_) if self.shared.is_dead() => {}
             End::Lost(why) => tracing::warn!(%server, "NBD connection lost: {why}"),
             End::Violation(what) => {
                 tracing::error!(%server, "the NBD server breaks the rules and is left: {what}");
@@ -236,23 +244,10 @@ impl Lane {
     }
 
     /// Requests wait from here on, but not for ever.
-    fn begin_outage(self: &Rc<Self>) {
+    fn begin_outage(&self) {
         let patience_ns = self.shard.now_ns() + self.shared.reconnect_delay_ns;
         self.patience_ns.set(patience_ns);
         self.go_on_with_outage();
-        if self.phase.get() != Phase::Waiting {
-            return;
-        }
-        let (lane, shard) = (Rc::downgrade(self), self.shard.clone());
-        self.shard.spawn(async move {
-            shard.sleep_until(patience_ns).await;
-            if let Some(lane) = lane.upgrade()
-                && lane.patience_ns.get() == patience_ns
-                && lane.phase.get() == Phase::Waiting
-            {
-                lane.give_up();
-            }
-        });
     }
 
     fn go_on_with_outage(&self) {
@@ -269,25 +264,43 @@ impl Lane {
         self.end_waiting(Failure::Error(Errno::EIO));
     }
 
-    /// None: somebody has closed the node.
+    /// Does some work while requests wait, as long as they may, and then goes on
+    /// with it while they fail.
+    async fn while_patient<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        if self.phase.get() == Phase::Waiting {
+            let patience_ns = self.patience_ns.get();
+            if let Some(done) = self.shard.within(patience_ns, work.as_mut()).await {
+                return done;
+            }
+            self.give_up();
+        }
+        work.await
+    }
+
+    /// None: somebody has closed the node, or the server is given up.
     async fn connect_again(&self, pauses: &mut Pauses) -> Option<Connected> {
         loop {
             let pause_ns = pauses.next_ns();
-            self.unless_closing(self.shard.sleep_ns(pause_ns)).await?;
-            match self.unless_closing(self.try_again()).await? {
+            self.unless_over(self.shard.sleep_ns(pause_ns)).await?;
+            match self.unless_over(self.try_again()).await? {
                 Ok(connected) => return Some(connected),
                 Err(error) => self.tell_of_refusal(&error),
             }
         }
     }
 
-    /// Some work, or none when somebody closes the node: then the work is dropped
-    /// where it stands.
-    async fn unless_closing<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+    fn is_over(&self) -> bool {
+        self.is_closing.get() || self.shared.is_dead()
+    }
+
+    /// Some work, or none when this lane is to end: then the work is dropped where
+    /// it stands.
+    async fn unless_over<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let mut work = std::pin::pin!(work);
         std::future::poll_fn(|cx| {
-            self.closing.push(cx.waker().clone());
-            if self.is_closing.get() {
+            self.ending.push(cx.waker().clone());
+            if self.is_over() {
                 return Poll::Ready(None);
             }
             work.as_mut().poll(cx).map(Some)
@@ -316,94 +329,21 @@ impl Lane {
     /// Takes leave of the server; nothing should be in flight.
     pub(super) async fn close(&self) {
         self.is_closing.set(true);
-        self.closing.wake_all();
+        self.ending.wake_all();
         self.ring();
         let has_ended = || self.phase.get() == Phase::Ended;
         let deadline_ns = self.shard.now_ns() + LEAVE_NS;
-        let closing = &[&self.closing];
-        if !self.shard.wait(closing, Some(deadline_ns), has_ended).await
-            && let Some(connection) = self.hang_up.borrow().as_ref().and_then(Weak::upgrade)
-        {
+        let ending = &[&self.ending];
+        if !self.shard.wait(ending, Some(deadline_ns), has_ended).await {
+            self.hang_up();
+        }
+    }
+
+    /// Ends the connection without taking leave, and who is about to make one.
+    pub(super) fn hang_up(&self) {
+        self.ending.wake_all();
+        if let Some(connection) = self.connection.borrow().upgrade() {
             connection.shut_down();
-        }
-    }
-}
-
-/// What a shard has to do with a server.
-#[derive(Default)]
-struct Entry {
-    lane: Option<Rc<Lane>>,
-    /// Nobody tries to connect before then, in the shard's time.
-    next_try_ns: u64,
-}
-
-/// The lanes of one shard, by the number of the node.
-#[derive(Default)]
-pub(super) struct Lanes {
-    entries: RefCell<BTreeMap<u64, Entry>>,
-}
-
-impl Lanes {
-    pub(super) fn get(&self, node: u64) -> Option<Rc<Lane>> {
-        self.entries.borrow().get(&node)?.lane.clone()
-    }
-
-    pub(super) fn insert(&self, node: u64, lane: Rc<Lane>) {
-        self.entries.borrow_mut().entry(node).or_default().lane = Some(lane);
-    }
-
-    /// The node is closed.
-    pub(super) fn remove(&self, node: u64) -> Option<Rc<Lane>> {
-        self.entries.borrow_mut().remove(&node)?.lane
-    }
-
-    /// A lane has ended.
-    pub(super) fn forget(&self, node: u64, lane: &Rc<Lane>) {
-        if let Some(entry) = self.entries.borrow_mut().get_mut(&node)
-            && entry.lane.as_ref().is_some_and(|own| Rc::ptr_eq(own, lane))
-        {
-            entry.lane = None;
-        }
-    }
-
-    /// Makes a connection of this shard's own, unless that is being tried already or
-    /// has failed a short while ago. Nobody waits for it.
-    pub(super) fn connect(self: &Rc<Self>, shard: &Shard, shared: &Arc<Shared>) {
-        let now_ns = shard.now_ns();
-        let mut entries = self.entries.borrow_mut();
-        let entry = entries.entry(shared.node).or_default();
-        if entry.lane.is_some() || now_ns < entry.next_try_ns {
-            return;
-        }
-        entry.next_try_ns = now_ns.saturating_add(ATTEMPT_NS + OTHERS_PAUSE_NS);
-        drop(entries);
-        let (lanes, shard_of_task, shared) = (Rc::clone(self), shard.clone(), Arc::clone(shared));
-        shard.spawn(async move {
-            let shard = shard_of_task;
-            match attempt(&shard, &shared.server, ATTEMPT_NS).await {
-                Ok(connected) if lanes.may_begin(&shared, &connected) => {
-                    let lane = Lane::start(&shard, &shared, connected, false);
-                    lanes.insert(shared.node, lane);
-                    lanes.set_next_try(shared.node, shard.now_ns() + SECOND_NS);
-                }
-                Ok(connected) => connected.leave().await,
-                Err(error) => {
-                    let server = &shared.server.address;
-                    tracing::info!(%server, shard = shard.index(), "no further connection: {error}");
-                }
-            }
-        });
-    }
-
-    /// The node may have been closed meanwhile.
-    fn may_begin(&self, shared: &Shared, connected: &Connected) -> bool {
-        self.entries.borrow().contains_key(&shared.node)
-            && shared.check_successor(&connected.terms).is_ok()
-    }
-
-    fn set_next_try(&self, node: u64, at_ns: u64) {
-        if let Some(entry) = self.entries.borrow_mut().get_mut(&node) {
-            entry.next_try_ns = at_ns;
         }
     }
 }

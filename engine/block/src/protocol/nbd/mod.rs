@@ -13,6 +13,8 @@
 //! | `receive` | replies |
 //! | `coverage` | which bytes of a read have come |
 //! | `lane` | the requests of one shard, over connections that come and go |
+//! | `lanes` | which lanes a shard has |
+//! | `shared` | what all shards know of a node |
 //! | `client` | the disk: which lane, which pieces |
 //!
 //! # Connections and shards
@@ -34,9 +36,11 @@ mod connect;
 mod coverage;
 pub mod error;
 mod lane;
+mod lanes;
 mod negotiation;
 mod receive;
 mod session;
+mod shared;
 mod terms;
 #[cfg(test)]
 mod tests;

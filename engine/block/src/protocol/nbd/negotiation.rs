@@ -14,7 +14,7 @@ use super::error::NbdError;
 use super::terms::{Blocks, Headers, Terms};
 use super::wire::{
     BASE_ALLOCATION, GREETING_MAGIC, OLD_STYLE_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC,
-    PAYLOAD_MAX, STRING_MAX, handshake, info, option, option_reply as reply,
+    PAYLOAD_MAX, STRING_MAX, field, handshake, info, option, option_reply as reply,
 };
 
 /// What is asked of a server.
@@ -474,12 +474,6 @@ fn refused(code: u32, option: u32) -> NbdError {
         reply::ERR_UNKNOWN => NbdError::NoExport,
         code => NbdError::Refused { code, option },
     }
-}
-
-fn field<const N: usize>(bytes: &[u8], from: usize) -> [u8; N] {
-    let mut field = [0; N];
-    field.copy_from_slice(&bytes[from..from + N]);
-    field
 }
 
 /// A text of the server's, without what would do something to a terminal.

@@ -11,7 +11,7 @@ use super::session::{End, Session};
 use super::terms::Headers;
 use super::wire::{
     self, CHUNK_BYTES, CHUNK_MAGIC, EXTENDED_CHUNK_BYTES, EXTENDED_CHUNK_MAGIC, SIMPLE_REPLY_BYTES,
-    SIMPLE_REPLY_MAGIC, chunk, command,
+    SIMPLE_REPLY_MAGIC, chunk, command, field,
 };
 
 /// Longest chunk that answers a question about one extent, in bytes: some servers
@@ -62,12 +62,6 @@ struct Chunk {
     kind: u16,
     /// Bytes of the payload.
     len: u64,
-}
-
-fn field<const N: usize>(bytes: &[u8], from: usize) -> [u8; N] {
-    let mut field = [0; N];
-    field.copy_from_slice(&bytes[from..from + N]);
-    field
 }
 
 impl Chunk {
@@ -146,12 +140,7 @@ impl Session {
         error: u32,
     ) -> Result<(), Broken> {
         let request = &call.request;
-        let needs_chunks = match request.command {
-            command::READ => self.terms.headers != Headers::Simple,
-            command::BLOCK_STATUS => true,
-            _ => false,
-        };
-        if needs_chunks {
+        if request.command == command::READ && self.terms.headers != Headers::Simple {
             return violation("a simple reply where there must be chunks");
         }
         if error != 0 {

@@ -224,4 +224,19 @@ mod tests {
         assert!(!check(terms(1 << 20, has::SEND_FLUSH | has::READ_ONLY)));
         assert!(!check(terms(1 << 20, 0)));
     }
+
+    #[test]
+    fn only_a_bitmap_asked_for_by_name_has_no_substitute() {
+        let with_context = |context| {
+            let blocks = Blocks::new(512, 4096, 1 << 20).expect("good blocks");
+            let terms = Terms::new(1 << 20, 1, Headers::Structured, context, Some(blocks));
+            terms.expect("good terms")
+        };
+        let (first, other) = (with_context(Some(0)), with_context(None));
+        assert_eq!(first.check_successor(&other, true, false), Ok(()));
+        assert_eq!(
+            first.check_successor(&other, true, true),
+            Err(NbdError::Changed("the bitmap is gone"))
+        );
+    }
 }

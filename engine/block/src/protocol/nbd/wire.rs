@@ -268,7 +268,8 @@ pub struct Request {
     pub len: u64,
 }
 
-fn at<const N: usize>(bytes: &[u8], from: usize) -> [u8; N] {
+/// A field of some bytes that hold it.
+pub(super) fn field<const N: usize>(bytes: &[u8], from: usize) -> [u8; N] {
     let mut field = [0; N];
     field.copy_from_slice(&bytes[from..from + N]);
     field
@@ -282,7 +283,7 @@ impl Request {
     /// It does not begin as a request does.
     pub fn decode(bytes: &[u8; REQUEST_BYTES]) -> Result<Self, u32> {
         let request = Self {
-            len: u32::from_be_bytes(at(bytes, 24)).into(),
+            len: u32::from_be_bytes(field(bytes, 24)).into(),
             ..Self::decode_start(bytes)
         };
         check_magic(bytes, REQUEST_MAGIC).map(|()| request)
@@ -295,7 +296,7 @@ impl Request {
     /// See [`Request::decode`].
     pub fn decode_extended(bytes: &[u8; EXTENDED_REQUEST_BYTES]) -> Result<Self, u32> {
         let request = Self {
-            len: u64::from_be_bytes(at(bytes, 24)),
+            len: u64::from_be_bytes(field(bytes, 24)),
             ..Self::decode_start(bytes)
         };
         check_magic(bytes, EXTENDED_REQUEST_MAGIC).map(|()| request)
@@ -303,10 +304,10 @@ impl Request {
 
     fn decode_start(bytes: &[u8]) -> Self {
         Self {
-            flags: u16::from_be_bytes(at(bytes, 4)),
-            command: u16::from_be_bytes(at(bytes, 6)),
-            cookie: u64::from_be_bytes(at(bytes, 8)),
-            offset: u64::from_be_bytes(at(bytes, 16)),
+            flags: u16::from_be_bytes(field(bytes, 4)),
+            command: u16::from_be_bytes(field(bytes, 6)),
+            cookie: u64::from_be_bytes(field(bytes, 8)),
+            offset: u64::from_be_bytes(field(bytes, 16)),
             len: 0,
         }
     }
@@ -342,7 +343,7 @@ impl Request {
 }
 
 fn check_magic(bytes: &[u8], wanted: u32) -> Result<(), u32> {
-    let magic = u32::from_be_bytes(at(bytes, 0));
+    let magic = u32::from_be_bytes(field(bytes, 0));
     if magic == wanted { Ok(()) } else { Err(magic) }
 }
 

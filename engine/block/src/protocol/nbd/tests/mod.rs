@@ -8,6 +8,7 @@ mod replies;
 mod shards;
 
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -75,6 +76,16 @@ impl Peer {
     /// Whether the client hangs up next.
     fn is_left(&mut self) -> bool {
         matches!(self.0.read(&mut [0]), Ok(0) | Err(_))
+    }
+
+    /// Whether something comes before the end.
+    fn has_more(&self) -> bool {
+        let peeked = nix::sys::socket::recv(
+            self.0.as_raw_fd(),
+            &mut [0],
+            nix::sys::socket::MsgFlags::MSG_PEEK,
+        );
+        matches!(peeked, Ok(1))
     }
 
     fn greet(&mut self, flags: u16) {

@@ -2,8 +2,10 @@
 
 use ringback_ring::Errno;
 
+use super::super::error::NbdError;
 use super::super::wire::command;
 use super::*;
+use crate::extent::{Content, Extent};
 
 const SIMPLE: Offer = Offer {
     headers: Headers::Simple,
@@ -113,7 +115,13 @@ fn requests_wait_no_longer_than_they_are_told() {
     let mut options = server.options();
     options.reconnect_delay_s = 1;
     with_node(options, async |shard, node| {
+        let before_ns = shard.now_ns();
         assert_eq!(read(&node, &shard, 0, 512).await, Err(Errno::EIO));
+        let waited_ns = shard.now_ns() - before_ns;
+        assert!(
+            (900_000_000..10_000_000_000).contains(&waited_ns),
+            "{waited_ns} ns"
+        );
         // From now on without waiting.
         let before_ns = shard.now_ns();
         assert_eq!(read(&node, &shard, 0, 512).await, Err(Errno::EIO));
@@ -168,6 +176,10 @@ fn what_comes_back_must_be_what_was_there() {
                 flags: SIMPLE.flags | has::READ_ONLY,
                 ..SIMPLE
             },
+            Offer {
+                flags: has::HAS_FLAGS,
+                ..SIMPLE
+            },
         ] {
             let mut peer = meet(door, &other);
             assert_eq!(peer.request(Headers::Simple).command, command::DISC);
@@ -183,20 +195,102 @@ fn what_comes_back_must_be_what_was_there() {
     server.finish();
 }
 
-/// A server that accepts nothing more keeps nobody from closing the node.
+/// A server that answers nothing more keeps nobody from closing the node.
 #[test]
 fn a_server_that_hangs_can_be_left() {
-    let server = Scripted::new(|door| {
+    let (has_come, came) = std::sync::mpsc::channel();
+    let server = Scripted::new(move |door| {
         let mut peer = meet(door, &SIMPLE);
-        peer.request(Headers::Simple);
+        assert_eq!(peer.request(Headers::Simple).command, command::READ);
+        has_come.send(()).expect("somebody waits");
         assert!(peer.0.read_to_end(&mut Vec::new()).is_ok());
     });
-    with_node(server.options(), async |shard, node| {
+    with_node(server.options(), async move |shard, node| {
         let (of_task, on) = (Arc::clone(&node), shard.clone());
         let hanging = shard.spawn(async move { read(&of_task, &on, 0, 512).await });
-        shard.sleep_ns(1_000_000).await;
+        let came = shard.blocking(move || came.recv_timeout(LIMIT)).await;
+        came.expect("a request");
         node.close(&shard).await;
         assert_eq!(hanging.join().await, Err(Errno::EIO));
+    });
+    server.finish();
+}
+
+/// Nor does one that never answers the last flush.
+#[test]
+fn a_last_flush_is_not_waited_for_without_limit() {
+    let server = Scripted::new(|door| {
+        let mut peer = meet(door, &SIMPLE);
+        let write = peer.request(Headers::Simple);
+        peer.take(512);
+        peer.simple(&write, 0);
+        assert_eq!(peer.request(Headers::Simple).command, command::FLUSH);
+        assert_eq!(peer.request(Headers::Simple).command, command::DISC);
+        assert!(peer.is_left());
+    });
+    with_node(server.options(), async |shard, node| {
+        assert_eq!(write(&node, &shard, 0, 512, 1).await, Ok(()));
+        let before_ns = shard.now_ns();
+        node.close_within(&shard, 300_000_000).await;
+        let took_ns = shard.now_ns() - before_ns;
+        assert!(
+            (300_000_000..10_000_000_000).contains(&took_ns),
+            "{took_ns} ns"
+        );
+    });
+    server.finish();
+}
+
+/// Whoever has no room for clients is waited for as long as was said.
+#[test]
+fn a_full_backlog_is_a_server_that_does_not_answer() {
+    let server = Scripted::new(|_| {});
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("full");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let backlog = nix::sys::socket::Backlog::new(0).expect("a backlog");
+    nix::sys::socket::listen(&listener, backlog).expect("it listens");
+    let _first = UnixStream::connect(&path).expect("room for one");
+    let mut options = server.options();
+    options.address = Address::Unix(path);
+    options.open_timeout_s = 1;
+    let took = on_shards(1, |shard| async move {
+        let before_ns = shard.now_ns();
+        let opened = NbdProtocol::open(&shard, options).await;
+        assert_eq!(opened.err(), Some(NbdError::Timeout));
+        shard.now_ns() - before_ns
+    });
+    assert!((1_000_000_000..10_000_000_000).contains(&took), "{took} ns");
+    server.finish();
+}
+
+/// Without the context of before, everything is data, and the server is not asked:
+/// QEMU goes on so, too.
+#[test]
+fn a_context_that_does_not_come_back_makes_everything_data() {
+    let with_context = Offer::default();
+    let without = Offer {
+        has_context: false,
+        ..with_context
+    };
+    let headers = with_context.headers;
+    let server = Scripted::new(move |door| {
+        let mut first = meet(door, &with_context);
+        let request = first.request(headers);
+        assert_eq!(request.command, command::BLOCK_STATUS);
+        drop(first);
+        let mut second = meet(door, &without);
+        let request = second.request(headers);
+        assert_eq!(request.command, command::READ);
+        second.data(headers, &request, request.offset, &[3; 512], true);
+        assert_eq!(second.request(headers).command, command::DISC);
+    });
+    let mut options = server.options();
+    options.reconnect_delay_s = 60;
+    with_node(options, async |shard, node| {
+        let extent = node.extent(&shard, 4096, 8192).await;
+        assert_eq!(extent, Ok(Extent::here(Content::Data, 8192)));
+        assert_eq!(read(&node, &shard, 0, 512).await, Ok(vec![3; 512]));
     });
     server.finish();
 }

@@ -389,6 +389,43 @@ fn extents_that_cannot_be() {
     assert_eq!(count, Err(Errno::EINVAL));
 }
 
+/// An error is one of the question only, told in a chunk or by a mere number; a
+/// success by a mere number is no answer. QEMU has the same.
+#[test]
+fn a_question_about_extents_may_fail() {
+    let headers = Headers::Structured;
+    let outcome = |answer: fn(&mut Peer, &Request)| {
+        let server = server(offer(headers), move |peer| {
+            let request = peer.request(headers);
+            assert_eq!(request.command, command::BLOCK_STATUS);
+            answer(peer, &request);
+            let request = peer.request(headers);
+            peer.data(headers, &request, 0, &[4; 512], true);
+        });
+        let outcome = with_node(server.options(), async |shard, node| {
+            let extent = node.extent(&shard, 0, 4096).await;
+            (extent, read(&node, &shard, 0, 512).await)
+        });
+        server.finish();
+        outcome
+    };
+    let by_number = outcome(|peer, request| peer.simple(request, 12));
+    assert_eq!(by_number, (Err(Errno::ENOMEM), Ok(vec![4; 512])));
+    let in_a_chunk = outcome(|peer, request| {
+        let body = [0, 0, 0, 12, 0, 0];
+        peer.chunk(
+            Headers::Structured,
+            request,
+            chunk::ERROR,
+            chunk::DONE,
+            &body,
+        );
+    });
+    assert_eq!(in_a_chunk, by_number);
+    let success = outcome(|peer, request| peer.simple(request, 0));
+    assert_eq!(success, (Err(Errno::EIO), Ok(vec![4; 512])));
+}
+
 /// Noise where replies should be, sometimes with a good beginning.
 #[test]
 fn noise_harms_nobody() {

@@ -1,5 +1,7 @@
 //! Requests from several shards.
 
+use ringback_ring::Errno;
+
 use super::super::wire::command;
 use super::*;
 
@@ -12,14 +14,19 @@ fn offer(flags: u16) -> Offer {
     }
 }
 
-/// A small disk on a connection.
+/// A small disk on a connection, until the client takes leave.
 fn serve(peer: &mut Peer, disk: &std::sync::Mutex<Vec<u8>>) {
-    loop {
+    assert!(serve_until_left(peer, disk), "the client takes leave");
+}
+
+/// The same; false: the client went without a word.
+fn serve_until_left(peer: &mut Peer, disk: &std::sync::Mutex<Vec<u8>>) -> bool {
+    while peer.has_more() {
         let request = peer.request(Headers::Simple);
         let start = usize::try_from(request.offset).expect("small");
         let end = start + usize::try_from(request.len).expect("small");
         match request.command {
-            command::DISC => return,
+            command::DISC => return true,
             command::READ => {
                 peer.simple(&request, 0);
                 let bytes = disk.lock().expect("a disk")[start..end].to_vec();
@@ -33,6 +40,7 @@ fn serve(peer: &mut Peer, disk: &std::sync::Mutex<Vec<u8>>) {
             _ => peer.simple(&request, 0),
         }
     }
+    false
 }
 
 fn disk() -> Arc<std::sync::Mutex<Vec<u8>>> {
@@ -127,6 +135,50 @@ fn a_further_connection_that_breaks_is_done_without() {
             assert!(shard.now_ns() < deadline_ns, "no second connection");
         }
         use_from_afar(&shard, &node, 4).await;
+    });
+    server.finish();
+}
+
+/// Who breaks the rules on one connection is trusted on none.
+#[test]
+fn a_server_that_breaks_the_rules_is_left_by_every_shard() {
+    let disk = disk();
+    let (has_been_left, was_left) = std::sync::mpsc::channel();
+    let server = Scripted::new(move |door| {
+        std::thread::scope(|scope| {
+            let mut first = door.open();
+            first.negotiate(&offer(has::CAN_MULTI_CONN));
+            let disk = &disk;
+            scope.spawn(move || {
+                serve_until_left(&mut first, disk);
+                has_been_left.send(()).expect("somebody waits");
+            });
+            let mut second = door.open();
+            second.negotiate(&offer(has::CAN_MULTI_CONN));
+            second.request(Headers::Simple);
+            second.put(b"That is no reply.");
+            assert!(second.is_left());
+        });
+    });
+    let mut options = server.options();
+    options.reconnect_delay_s = 60;
+    with_node(options, async move |shard, node| {
+        let deadline_ns = shard.now_ns() + 60_000_000_000;
+        let failed =
+            loop {
+                let node = Arc::clone(&node);
+                let answer = shard.set().spawn_on(1, move |shard| async move {
+                    read(&node, &shard, 0, 512).await
+                });
+                if let Err(errno) = answer.await.expect("a shard") {
+                    break errno;
+                }
+                assert!(shard.now_ns() < deadline_ns, "no second connection");
+            };
+        assert_eq!(failed, Errno::EIO);
+        let left = shard.blocking(move || was_left.recv_timeout(LIMIT)).await;
+        left.expect("the first connection ends, too");
+        assert_eq!(read(&node, &shard, 0, 512).await, Err(Errno::EIO));
     });
     server.finish();
 }
