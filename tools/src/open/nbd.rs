@@ -42,6 +42,7 @@ pub(super) fn nbd(
         address: address(&options.server)?,
         export: options.export.clone().unwrap_or_default(),
         context: options.x_dirty_bitmap.clone(),
+        bitmap: None,
         tls,
         reconnect_delay_s: options.reconnect_delay.unwrap_or(0),
         open_timeout_s: options.open_timeout.unwrap_or(0),

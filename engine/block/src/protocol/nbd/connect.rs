@@ -11,7 +11,7 @@ use ringback_ring::Shard;
 use ringback_ring::socket::Batch;
 
 use super::error::NbdError;
-use super::negotiation::{Wishes, negotiate};
+use super::negotiation::{Agreement, Wishes, negotiate};
 use super::terms::{Headers, Terms};
 use super::wire::{Request, command, request_flags};
 
@@ -38,6 +38,8 @@ pub(super) struct Connected {
     pub(super) connection: Rc<Connection>,
     pub(super) reader: Reader,
     pub(super) terms: Terms,
+    /// See [`Agreement`].
+    pub(super) offered_bitmaps: Option<Vec<String>>,
 }
 
 impl Connected {
@@ -143,11 +145,16 @@ pub(super) async fn negotiate_on(
 ) -> Result<Connected, NbdError> {
     let connection = Connection::new(shard, socket);
     let mut reader = Reader::new(&connection);
-    let terms = negotiate(&connection, &mut reader, wishes).await?;
+    let agreement = negotiate(&connection, &mut reader, wishes).await?;
+    let Agreement {
+        terms,
+        offered_bitmaps,
+    } = agreement;
     Ok(Connected {
         connection,
         reader,
         terms,
+        offered_bitmaps,
     })
 }
 

@@ -11,12 +11,12 @@ use ringback_net::Connection;
 use ringback_ring::Errno;
 use ringback_ring::socket::Batch;
 
-use super::call::{Answer, Call, Failure};
+use super::call::{Answer, Call, Failure, Run};
 use super::connect::{Connected, parting, push_request};
 use super::coverage::Coverage;
 use super::lane::Lane;
 use super::terms::Terms;
-use super::wire::{Request, command};
+use super::wire::{Request, command, request_flags};
 
 /// Requests in flight on one connection: more than servers work on at once.
 pub(super) const CALLS_MAX: usize = 64;
@@ -43,6 +43,8 @@ pub(super) struct Flight {
     pub(super) error: Option<Errno>,
     /// The answer to a question about extents.
     pub(super) extent: Option<(u64, u32)>,
+    /// The answer to a question about the bitmap.
+    pub(super) runs: Option<Vec<Run>>,
 }
 
 /// One connection in use.
@@ -67,6 +69,7 @@ pub(super) async fn transmit(lane: &Rc<Lane>, connected: Connected) -> (End, Vec
         connection,
         mut reader,
         terms,
+        ..
     } = connected;
     let session = Rc::new(Session {
         lane: Rc::clone(lane),
@@ -169,6 +172,7 @@ impl Session {
             coverage: Coverage::default(),
             error: None,
             extent: None,
+            runs: None,
         });
         Request {
             cookie,
@@ -200,8 +204,8 @@ impl Session {
     pub(super) fn land(&self, cookie: u64) {
         let flight = self.flights.borrow_mut()[place_of(cookie)].take();
         let Some(flight) = flight else { return };
-        let outcome = outcome(&flight);
-        flight.call.end(outcome);
+        let call = Rc::clone(&flight.call);
+        call.end(outcome(flight));
         self.lane.settle();
         self.lane.ring();
     }
@@ -212,7 +216,7 @@ fn place_of(cookie: u64) -> usize {
 }
 
 /// What a reply amounts to as a whole.
-fn outcome(flight: &Flight) -> Result<Answer, Failure> {
+fn outcome(flight: Flight) -> Result<Answer, Failure> {
     if let Some(errno) = flight.error {
         return Err(Failure::Error(errno));
     }
@@ -227,6 +231,10 @@ fn outcome(flight: &Flight) -> Result<Answer, Failure> {
             );
             Err(Failure::Error(Errno::EIO))
         }
+        command::BLOCK_STATUS if request.flags & request_flags::REQ_ONE == 0 => flight
+            .runs
+            .map(Answer::Runs)
+            .ok_or(Failure::Error(Errno::EIO)),
         command::BLOCK_STATUS => match flight.extent {
             Some((len, flags)) => Ok(Answer::Extent { len, flags }),
             None => Err(Failure::Error(Errno::EIO)),
