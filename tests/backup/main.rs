@@ -8,4 +8,5 @@ mod incremental;
 mod nbd;
 mod refusals;
 mod resume;
+mod server_bitmap;
 mod verify;

@@ -29,9 +29,15 @@ fn wrong_usage_has_a_status_of_its_own() {
             "cannot be used with",
         ),
         ("a.raw b.raw --new-bitmap x -U", "--force-share only reads"),
+        ("nbd://h/x b.qcow2 --bitmap x", "--bitmap needs --backing"),
+        ("a.raw b.raw --update", "--bitmap <NAME>"),
         (
-            "nbd://h/x b.qcow2 --bitmap x --backing c.qcow2",
-            "not supported yet",
+            "a.raw b.qcow2 --bitmap x --update --backing c.qcow2",
+            "cannot be used with",
+        ),
+        (
+            "a.raw b.qcow2 --bitmap x --update --compress",
+            "cannot be used with",
         ),
     ] {
         place.refused(2, words, text);
@@ -62,7 +68,10 @@ fn what_cannot_be_is_said() {
             "is the source, or a part of it",
         ),
         ("a.raw b.raw --resume", "nothing to go on with"),
-        ("a.raw b.raw --new-bitmap x", "no qcow2 image of version 3"),
+        (
+            "a.raw b.raw --new-bitmap x",
+            "neither a qcow2 image of version 3",
+        ),
         ("a.raw b.raw -f qcow2", "not in qcow2 format"),
         ("a.raw nbd://localhost/x", "--overwrite allows that"),
         (

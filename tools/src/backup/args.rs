@@ -18,6 +18,7 @@ Exit status:
 Examples:
   ringback backup disk.qcow2 monday.qcow2 --new-bitmap daily
   ringback backup disk.qcow2 tuesday.qcow2 --bitmap daily --backing monday.qcow2
+  ringback backup nbd://host/disk copy.raw --bitmap daily --update
   qemu-img convert -O raw tuesday.qcow2 restored.raw
 
 While it runs, TARGET.ringback-state says what is safely on the target. After an
@@ -56,18 +57,18 @@ pub(crate) struct Args {
     #[arg(short = 'U', long)]
     pub(crate) force_share: bool,
 
-    /// Copy only what is dirty in this persistent bitmap of SOURCE
+    /// Copy only what is dirty in this bitmap of SOURCE: a persistent one of a qcow2
+    /// image, or one that an NBD server shows
     #[arg(long, value_name = "NAME", help_heading = "Incremental backups")]
     pub(crate) bitmap: Option<String>,
-    /// What becomes of the bitmap
+    /// What becomes of the bitmap [default: on-success; a server's is left alone]
     #[arg(
         long,
         value_enum,
-        default_value = "on-success",
         requires = "bitmap",
         help_heading = "Incremental backups"
     )]
-    pub(crate) bitmap_mode: BitmapModeArg,
+    pub(crate) bitmap_mode: Option<BitmapModeArg>,
     /// The previous backup, which shows through in an incremental TARGET
     #[arg(
         long,
@@ -85,7 +86,16 @@ pub(crate) struct Args {
         help_heading = "Incremental backups"
     )]
     pub(crate) backing_format: Option<Format>,
-    /// If the bitmap is missing or unusable make a full backup and a new bitmap
+    /// TARGET is the previous backup: write into it what has changed
+    #[arg(
+        long,
+        requires = "bitmap",
+        conflicts_with_all = ["backing", "overwrite", "compress"],
+        help_heading = "Incremental backups"
+    )]
+    pub(crate) update: bool,
+    /// If the bitmap is missing or unusable make a full backup and, in an image, a
+    /// new bitmap
     #[arg(long, requires = "bitmap", help_heading = "Incremental backups")]
     pub(crate) or_full: bool,
     /// With a full backup begin a persistent bitmap of SOURCE, for increments
@@ -96,6 +106,10 @@ pub(crate) struct Args {
         help_heading = "Incremental backups"
     )]
     pub(crate) new_bitmap: Option<String>,
+
+    /// Make an object that names and options refer to: tls-creds-x509, throttle-group
+    #[arg(long, value_name = "OBJECT", help_heading = "Servers")]
+    pub(crate) object: Vec<String>,
 
     /// Copies in flight
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Copying")]
@@ -229,24 +243,21 @@ impl Args {
         if self.bitmap.is_none() {
             return Ok(());
         }
+        if self.update {
+            return Ok(());
+        }
         if self.target_format() != Format::Qcow2 {
             return Err(
                 "an incremental backup needs a qcow2 target, in which the previous backup shows \
-                 through: name it with .qcow2 or give -F qcow2"
+                 through: name it with .qcow2 or give -F qcow2; or --update writes into the \
+                 previous backup"
                     .into(),
             );
         }
         if self.backing.is_none() {
             return Err(
-                "--bitmap needs --backing with the previous backup: the increment alone is not a \
-                 disk"
-                    .into(),
-            );
-        }
-        if self.source.starts_with("nbd") && self.source.contains("://") {
-            return Err(
-                "--bitmap with an NBD source is not supported yet: a bitmap that the server \
-                 exports cannot be read"
+                "--bitmap needs --backing with the previous backup, or --update: the increment \
+                 alone is not a disk"
                     .into(),
             );
         }
@@ -256,7 +267,12 @@ impl Args {
     /// Whether a bitmap of the source is to be changed at the end.
     pub(crate) fn writes_to_source(&self) -> bool {
         self.new_bitmap.is_some()
-            || (self.bitmap.is_some() && self.bitmap_mode != BitmapModeArg::Never)
+            || (self.bitmap.is_some() && self.bitmap_mode() != BitmapModeArg::Never)
+    }
+
+    /// What becomes of a bitmap in an image.
+    pub(crate) fn bitmap_mode(&self) -> BitmapModeArg {
+        self.bitmap_mode.unwrap_or(BitmapModeArg::OnSuccess)
     }
 
     pub(crate) fn target_format(&self) -> Format {

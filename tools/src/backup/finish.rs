@@ -54,14 +54,19 @@ impl Session {
     /// What becomes of which bitmap when all is well.
     fn bitmap_ending(&self) -> Option<(String, bitmap::Ending)> {
         let args = self.args();
+        if self.source.is_of_server {
+            return None;
+        }
         if let Some(name) = &args.new_bitmap {
             return Some((name.clone(), bitmap::Ending::Begin { is_there: false }));
         }
         match &self.source.selection {
-            Selection::Increment { name, .. } if args.bitmap_mode != BitmapModeArg::Never => {
+            Selection::Increment { name, .. } if args.bitmap_mode() != BitmapModeArg::Never => {
                 Some((name.clone(), bitmap::Ending::Leave(Vec::new())))
             }
-            Selection::FullInstead { is_there, .. } if args.bitmap_mode != BitmapModeArg::Never => {
+            Selection::FullInstead { is_there, .. }
+                if args.bitmap_mode() != BitmapModeArg::Never =>
+            {
                 let ending = bitmap::Ending::Begin {
                     is_there: *is_there,
                 };
@@ -97,7 +102,7 @@ impl Session {
         };
         // The first error counts.
         let closed = self.close_target(shard).await;
-        let gives_up = self.args().bitmap_mode == BitmapModeArg::Always && closed.is_ok();
+        let gives_up = self.args().bitmap_mode() == BitmapModeArg::Always && closed.is_ok();
         match self.source.increment().map(str::to_owned) {
             Some(name) if gives_up => {
                 let rest = spans::without(&self.source.areas(), &self.state.done());

@@ -12,6 +12,7 @@
 //! | `state` | the file that says what is on the target |
 //! | `compare` | source against target, on all shards |
 //! | `bitmap` | what becomes of the source's bitmap |
+//! | `server_bitmap` | one that an NBD server has |
 //! | `interrupt` | signals |
 //! | `progress`, `outcome` | what is shown meanwhile and at the end |
 //! | `spans` | sets of bytes |
@@ -25,6 +26,7 @@ mod open;
 mod outcome;
 mod place;
 mod progress;
+mod server_bitmap;
 mod session;
 mod source;
 mod spans;
@@ -45,6 +47,8 @@ use outcome::Outcome;
 use progress::{Progress, Style};
 use session::Context;
 
+use crate::open::{Objects, advice};
+
 /// The exit status of a command line that makes no sense; clap's.
 const EXIT_USAGE: u8 = 2;
 /// More shards than this copy no faster.
@@ -60,6 +64,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, String> {
         eprintln!("ringback: {error}");
         return Ok(ExitCode::from(EXIT_USAGE));
     }
+    let mut objects = Objects::default();
+    for text in &args.object {
+        objects.add(text).map_err(|error| advised(&error))?;
+    }
     let interrupt = Interrupt::listen()?;
     let config = Config {
         count: available_cores().len().clamp(1, SHARDS_MAX),
@@ -71,6 +79,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, String> {
     let progress = Arc::new(Progress::default());
     let context = Context {
         args: args.clone(),
+        objects,
         progress: Arc::clone(&progress),
         interrupt,
     };
@@ -85,6 +94,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, String> {
     let outcome = outcome.map_err(|gone| gone.to_string())??;
     report(args, &outcome)?;
     Ok(ExitCode::from(outcome.ending.status()))
+}
+
+/// An error, and what to do about it if that is known.
+fn advised(error: &str) -> String {
+    match advice(error) {
+        Some(advice) => format!("{}; {advice}", error.trim_end_matches('.')),
+        None => error.to_owned(),
+    }
 }
 
 fn report(args: &Args, outcome: &Outcome) -> Result<(), String> {

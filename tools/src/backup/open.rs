@@ -11,8 +11,9 @@ use ringback_qmp_shim::open::open as resolve;
 use ringback_ring::Shard;
 use serde_json::{Map, Value};
 
+use super::advised;
 use super::args::CacheArg;
-use crate::open::{self, Chain};
+use crate::open::{self, Chain, Objects, QemuName};
 
 /// How long a lock is tried again: a process with a ring gives its files back a
 /// moment after its end, when the kernel has taken the ring apart.
@@ -26,6 +27,10 @@ pub(crate) struct Wanted<'a> {
     pub(crate) name: &'a str,
     /// Beside the name, flat.
     pub(crate) options: Map<String, Value>,
+    /// What names and options can refer to.
+    pub(crate) objects: &'a Objects,
+    /// Of an NBD server, to be read.
+    pub(crate) bitmap: Option<&'a str>,
     pub(crate) write: bool,
     pub(crate) force_share: bool,
     pub(crate) cache: CacheArg,
@@ -110,7 +115,10 @@ impl Wanted<'_> {
     /// cache.
     async fn try_caches(&self, shard: &Shard, graph: &mut Graph) -> Result<Disk, String> {
         let mut result = Err(String::new());
-        for &is_direct in self.cache.attempts() {
+        // A server is asked once: our page cache has nothing to do with it.
+        let is_server = self.name.starts_with("nbd") && self.name.contains("://");
+        let attempts_max = if is_server { 1 } else { 2 };
+        for &is_direct in self.cache.attempts().iter().take(attempts_max) {
             result = self.try_open(shard, graph, is_direct).await;
             let is_final = match &result {
                 Ok(_) => true,
@@ -120,7 +128,7 @@ impl Wanted<'_> {
                 break;
             }
         }
-        result.map_err(|error| format!("'{}': {error}", self.name))
+        result.map_err(|error| format!("'{}': {}", self.name, advised(&error)))
     }
 
     async fn try_open(
@@ -137,7 +145,8 @@ impl Wanted<'_> {
             discard: Discard::Unmap,
             ..Settings::default()
         };
-        let node = resolve(Some(self.name), &self.options, &settings)
+        let named = QemuName::of(Some(self.name), &self.options, self.objects)?;
+        let node = resolve(named.name.as_deref(), &named.options, &settings)
             .map_err(|error| error.to_string())?;
         let mut known = BTreeMap::new();
         let chain = open::open(
@@ -146,7 +155,10 @@ impl Wanted<'_> {
             notify(),
             node,
             false,
-            &open::no_credentials,
+            open::Servers {
+                find_credentials: &|id| named.credentials(id, self.objects),
+                bitmap: self.bitmap,
+            },
             &mut known,
         )
         .await?;

@@ -34,6 +34,7 @@ use super::source::Source;
 use super::spans;
 use super::start;
 use super::state::{Stage, State};
+use crate::open::Objects;
 
 const SECOND_NS: u64 = 1_000_000_000;
 const POLL_NS: u64 = SECOND_NS / 50;
@@ -44,6 +45,7 @@ const FILTER: &str = "ringback-backup";
 #[derive(Clone)]
 pub(crate) struct Context {
     pub(crate) args: Args,
+    pub(crate) objects: Objects,
     pub(crate) progress: Arc<Progress>,
     pub(crate) interrupt: Interrupt,
 }

@@ -9,11 +9,12 @@ use ringback_ring::Shard;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::args::Args;
+use super::args::{Args, BitmapModeArg};
 use super::open::{Disk, LOCKED, Wanted};
 use super::place::{Identity, Place, reason};
+use super::server_bitmap;
 use super::state::{BitmapDescription, SourceDescription};
-use crate::open::{HEAD_BYTES, probed_format};
+use crate::open::{HEAD_BYTES, Objects, probed_format};
 
 /// Open for reading only, whatever is to become of a bitmap in it: an image that
 /// is open for writing when the process dies loses its bitmaps.
@@ -21,6 +22,8 @@ pub(crate) struct Source {
     pub(crate) disk: Disk,
     pub(crate) size: u64,
     pub(crate) selection: Selection,
+    /// Its bitmaps are those of an NBD server.
+    pub(crate) is_of_server: bool,
 }
 
 /// What is copied.
@@ -50,6 +53,7 @@ impl Source {
         shard: &Shard,
         graph: &mut Graph,
         args: &Args,
+        objects: &Objects,
     ) -> Result<Self, String> {
         let place = Place::of(&args.source)?;
         if matches!(place, Place::Missing(_)) {
@@ -63,6 +67,8 @@ impl Source {
         let wanted = Wanted {
             name: &args.source,
             options,
+            objects,
+            bitmap: args.bitmap.as_deref(),
             write: false,
             force_share: args.force_share,
             cache: args.cache,
@@ -89,10 +95,77 @@ impl Source {
             disk,
             size,
             selection: Selection::Full,
+            is_of_server: false,
         };
-        source.check_writable(graph, args)?;
-        source.selection = source.select(graph, args)?;
+        if let Some(export) = source.export(graph) {
+            source.is_of_server = true;
+            source.selection = source.select_by_server(shard, graph, args, &export).await?;
+        } else {
+            source.check_writable(graph, args)?;
+            source.selection = source.select(graph, args)?;
+        }
         Ok(source)
+    }
+
+    /// The node of the NBD export that is the whole disk.
+    fn export(&self, graph: &Graph) -> Option<String> {
+        let top = &self.disk.chain.top;
+        if graph.export(&top.node).is_some() {
+            return Some(top.node.clone());
+        }
+        let is_whole = ["offset", "size"]
+            .iter()
+            .all(|option| !top.options.contains_key(*option));
+        let mut below = graph.children(&top.node).into_iter();
+        let (_, below) = below.find(|_| top.driver == "raw" && is_whole)?;
+        graph.export(below).map(|_| below.to_owned())
+    }
+
+    /// What of an export is copied.
+    async fn select_by_server(
+        &self,
+        shard: &Shard,
+        graph: &mut Graph,
+        args: &Args,
+        export: &str,
+    ) -> Result<Selection, String> {
+        if args.new_bitmap.is_some() {
+            return Err(
+                "--new-bitmap: whoever drives the NBD server begins its bitmaps, at the instant \
+                 of which the export is"
+                    .into(),
+            );
+        }
+        let Some(name) = &args.bitmap else {
+            return Ok(Selection::Full);
+        };
+        if let Some(mode @ (BitmapModeArg::OnSuccess | BitmapModeArg::Always)) = args.bitmap_mode {
+            return Err(format!(
+                "--bitmap-mode {}: the bitmap is the NBD server's, and whoever drives that clears \
+                 it; leave the option out",
+                mode.name()
+            ));
+        }
+        match graph.export(export) {
+            Some(server) if !server.has_bitmap() => {
+                let why = server_bitmap::missing(server, name);
+                if args.or_full {
+                    let is_there = false;
+                    return Ok(Selection::FullInstead { why, is_there });
+                }
+                Err(format!(
+                    "'{}': {why}; --or-full makes a full backup then",
+                    args.source
+                ))
+            }
+            _ => {
+                let node = self.disk.node();
+                let bits = server_bitmap::fetch(shard, graph, node, export, name).await;
+                let bits = bits.map_err(|error| format!("'{}': {error}", args.source))?;
+                let name = name.clone();
+                Ok(Selection::Increment { name, bits })
+            }
+        }
     }
 
     fn is_qcow2(&self) -> bool {
@@ -106,7 +179,8 @@ impl Source {
             let version = version.map_or(0, |header| header.version);
             if !self.is_qcow2() || version < 3 {
                 return Err(format!(
-                    "'{}' is no qcow2 image of version 3: only these keep bitmaps",
+                    "'{}' is neither a qcow2 image of version 3 nor a whole NBD export: only \
+                     these have bitmaps",
                     args.source
                 ));
             }
@@ -114,17 +188,22 @@ impl Source {
         if !args.writes_to_source() {
             return Ok(());
         }
-        if let Some(file) = graph.file(self.disk.node()) {
-            let opened = std::fs::OpenOptions::new().write(true).open(file.path());
-            opened.map_err(|error| {
-                format!(
-                    "'{}' cannot be written, and its bitmap is to be changed: {}; \
-                     --bitmap-mode never leaves it alone",
-                    args.source,
-                    reason(&error)
-                )
-            })?;
-        }
+        let Some(file) = graph.file(self.disk.node()) else {
+            return Err(format!(
+                "'{}' lies in no file or device here: a bitmap in it can only be read, with \
+                 --bitmap-mode never",
+                args.source
+            ));
+        };
+        let opened = std::fs::OpenOptions::new().write(true).open(file.path());
+        opened.map_err(|error| {
+            format!(
+                "'{}' cannot be written, and its bitmap is to be changed: {}; \
+                 --bitmap-mode never leaves it alone",
+                args.source,
+                reason(&error)
+            )
+        })?;
         if let Some(name) = &args.new_bitmap {
             let granularity = default_granularity(graph.cluster_size(self.disk.node()).ok());
             let bitmaps = graph.bitmaps(self.disk.node());

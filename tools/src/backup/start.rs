@@ -27,7 +27,9 @@ pub(crate) async fn open(shard: &Shard, context: Context) -> Result<Session, Str
     let backing = Backing::find(args, &place)?;
     let mut graph = Graph::new();
     let is_resumed = found.is_some();
-    let source = Source::open(shard, &mut graph, args).await?;
+    let objects = &context.objects;
+    objects.add_groups(shard, &mut graph)?;
+    let source = Source::open(shard, &mut graph, args, objects).await?;
     let backing = match source.selection {
         // It stands for itself.
         Selection::FullInstead { .. } => None,
@@ -35,20 +37,25 @@ pub(crate) async fn open(shard: &Shard, context: Context) -> Result<Session, Str
     };
     let options = Options {
         bitmap: args.bitmap.clone(),
-        bitmap_mode: args.bitmap.as_ref().map(|_| args.bitmap_mode.name().into()),
+        bitmap_mode: args
+            .bitmap
+            .as_ref()
+            .map(|_| args.bitmap_mode().name().into()),
         new_bitmap: args.new_bitmap.clone(),
         backing: backing.as_ref().map(|backing| backing.name.clone()),
         compress: args.compress,
+        update: args.update,
     };
     let mut plan = Plan {
         args,
+        objects,
         place,
         size: source.size,
         backing,
     };
     plan.check_apart(&source.disk.paths(&graph))?;
     let described = source.describe(&graph, args)?;
-    if found.is_none() {
+    if found.is_none() && !args.update {
         plan.make(shard, &mut graph).await?;
     }
     let description = Description {
@@ -136,8 +143,11 @@ fn check_target(
             state_path,
             &format!("its target '{target}' does not exist"),
         )),
+        Place::Missing(_) if args.update => Err(format!(
+            "'{target}' does not exist: --update writes into the previous backup"
+        )),
         Place::Missing(_) => Ok(()),
-        _ if has_state || args.overwrite => Ok(()),
+        _ if has_state || args.overwrite || args.update => Ok(()),
         Place::File(_) => Err(format!("'{target}' exists; --overwrite replaces it")),
         Place::Device(_) | Place::Elsewhere => Err(format!(
             "what '{target}' holds would be lost; --overwrite allows that"

@@ -81,6 +81,9 @@ pub(crate) struct Options {
     pub(crate) new_bitmap: Option<String>,
     pub(crate) backing: Option<String>,
     pub(crate) compress: bool,
+    /// The target is the previous backup.
+    #[serde(default)]
+    pub(crate) update: bool,
 }
 
 impl Description {
@@ -239,6 +242,7 @@ mod tests {
                 new_bitmap: None,
                 backing: None,
                 compress: false,
+                update: false,
             },
         }
     }

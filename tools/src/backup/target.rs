@@ -13,7 +13,9 @@ use super::args::{Args, Format};
 use super::open::{Disk, Wanted};
 use super::place::{Identity, Place, is_same, reason};
 use super::state::{TargetDescription, directory_of, sync_directory};
-use crate::open::{HEAD_BYTES, create_file, is_claimed, probed_format, reason as graph_reason};
+use crate::open::{
+    HEAD_BYTES, Objects, create_file, is_claimed, probed_format, reason as graph_reason,
+};
 
 /// The previous backup, as the header of the next one names it.
 #[derive(Clone, Debug)]
@@ -92,6 +94,7 @@ fn look(path: &Path) -> std::io::Result<Option<&'static str>> {
 /// A target to be opened.
 pub(crate) struct Plan<'a> {
     pub(crate) args: &'a Args,
+    pub(crate) objects: &'a Objects,
     pub(crate) place: Place,
     pub(crate) size: u64,
     pub(crate) backing: Option<Backing>,
@@ -210,6 +213,9 @@ impl Plan<'_> {
         for path in disk.paths(graph) {
             self.check_unclaimed(&path)?;
         }
+        if self.args.update && self.args.target_format.is_none() && self.format() == Format::Raw {
+            self.check_raw(shard, graph, &disk).await?;
+        }
         let size = graph.size(disk.node()).map_err(|error| error.to_string())?;
         if size < self.size || (size > self.size && self.format() == Format::Qcow2) {
             return Err(self.wrong(&format!("it has {size} bytes and the source {}", self.size)));
@@ -223,6 +229,19 @@ impl Plan<'_> {
             .await
             .map_err(|error| self.wrong(&graph_reason(error)))?;
         self.open_window(shard, graph, Some(self.size)).await
+    }
+
+    /// What is in the previous backup is not to be destroyed by a wrong format.
+    async fn check_raw(&self, shard: &Shard, graph: &Graph, disk: &Disk) -> Result<(), String> {
+        let head = graph.peek(shard, disk.node(), HEAD_BYTES).await;
+        let head = head.map_err(|error| error.to_string())?;
+        match probed_format(&head) {
+            None => Ok(()),
+            Some(format) => Err(self.wrong(&format!(
+                "it begins as an image of format {format} does; say with -F raw or -F qcow2 what \
+                 it is"
+            ))),
+        }
     }
 
     async fn open_window(
@@ -246,6 +265,8 @@ impl Plan<'_> {
         Wanted {
             name: self.name(),
             options,
+            objects: self.objects,
+            bitmap: None,
             write: true,
             force_share: false,
             cache: self.args.cache,

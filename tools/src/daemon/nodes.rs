@@ -57,7 +57,10 @@ impl Control {
             notify,
             node,
             false,
-            &find_credentials,
+            open::Servers {
+                find_credentials: &find_credentials,
+                bitmap: None,
+            },
             &mut self.nodes,
         )
         .await

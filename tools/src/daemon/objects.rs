@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 use super::Reply;
 use super::control::Control;
-use crate::open::limits;
+use crate::open::{TlsCreds, limits};
 pub(super) use tree::list_types;
 
 /// No password is so long, in bytes.
@@ -47,7 +47,7 @@ enum Object {
     ThrottleGroup(throttle_group::Limits),
     Iothread(Iothread),
     Secret(Secret),
-    TlsCreds(tls::TlsCreds),
+    TlsCreds(TlsCreds),
     AuthzList(AuthzListOptions),
     AuthzSimple(AuthzSimpleOptions),
 }

@@ -1,9 +1,10 @@
 //! The command line of the program.
 
 use super::getopt::{Getopt, Long, Syntax, Value};
-use super::image::{Object, OpenFlags};
+use super::image::OpenFlags;
 use super::options::{CacheMode, Options, aio_is_native, discard_mode};
 use super::output::complain;
+use crate::open::Objects;
 
 const OBJECT: char = '\u{1}';
 const IMAGE_OPTS: char = '\u{2}';
@@ -62,7 +63,7 @@ pub(crate) struct Args {
     pub(crate) image: Option<Image>,
     /// Without any the shell asks for them.
     pub(crate) commands: Vec<String>,
-    pub(crate) objects: Vec<Object>,
+    pub(crate) objects: Objects,
     /// Images are named by options, also later.
     pub(crate) image_opts: bool,
     /// Buffers lie beside the alignment of memory.
@@ -145,8 +146,7 @@ impl Parsed {
             'U' => flags.force_share = true,
             'T' => return trace(names, &value),
             OBJECT => {
-                let object = Object::parse(&value).map_err(Refusal::Error)?;
-                self.args.objects.push(object);
+                self.args.objects.add(&value).map_err(Refusal::Error)?;
             }
             IMAGE_OPTS => self.args.image_opts = true,
             _ => return Err(Refusal::Usage),
@@ -233,7 +233,7 @@ pub(crate) fn usage(program: &str) -> String {
         "Usage: {program} [OPTIONS]... [-c STRING]... [file]
 Reads, writes and changes a disk image by commands
 
-  --object OBJECT        define an object, such as a throttle group
+  --object OBJECT        define an object: throttle-group or tls-creds-x509
   --image-opts           the image is given by options of its drivers
   -c, --cmd STRING       run this command; may be repeated
   -f, --format FMT       the image's format; else it is guessed

@@ -6,7 +6,6 @@
 use ringback_block::graph::{Access, Graph, GraphError, NodeSpec, UserId};
 use ringback_block::notice::{Notice, Notify};
 use ringback_block::request::Preallocation;
-use ringback_qmp_shim::ThrottleGroupOptions;
 use ringback_qmp_shim::blockdev::{Discard, Settings};
 use ringback_qmp_shim::open::open as resolve;
 use ringback_ring::file::Cache;
@@ -19,49 +18,7 @@ use std::rc::Rc;
 use super::disk::{Disk, Node};
 use super::options::{CacheMode, Options};
 use super::output::complain;
-use crate::open::{self, Chain};
-
-/// A user-defined object (`--object`).
-#[derive(Clone, Debug)]
-pub(crate) enum Object {
-    /// Limits that several nodes share.
-    ThrottleGroup(ThrottleGroupOptions),
-}
-
-impl Object {
-    /// From the text of the option.
-    ///
-    /// # Errors
-    ///
-    /// The line to print.
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let kind = text.split(',').next().unwrap_or(text);
-        let kind = kind.strip_prefix("qom-type=").unwrap_or(kind);
-        if kind == "throttle-group" {
-            return ThrottleGroupOptions::parse(text)
-                .map(Self::ThrottleGroup)
-                .map_err(|error| error.to_string());
-        }
-        if OBJECT_TYPES.contains(&kind) {
-            Err(format!("objects of type '{kind}' are not supported yet"))
-        } else {
-            Err(format!(
-                "Parameter 'qom-type' does not accept value '{kind}'"
-            ))
-        }
-    }
-}
-
-const OBJECT_TYPES: &[&str] = &[
-    "iothread",
-    "main-loop",
-    "secret",
-    "secret_keyring",
-    "tls-cipher-suites",
-    "tls-creds-anon",
-    "tls-creds-psk",
-    "tls-creds-x509",
-];
+use crate::open::{self, Chain, Objects, QemuName};
 
 /// How an image is opened, beside the options of its driver.
 #[derive(Clone, Copy, Debug)]
@@ -105,7 +62,7 @@ pub(crate) struct Changes {
 /// What was asked for.
 #[derive(Clone, Debug)]
 struct Plan {
-    objects: Vec<Object>,
+    objects: Objects,
     name: Option<String>,
     options: Map<String, Value>,
     flags: OpenFlags,
@@ -131,7 +88,7 @@ impl Image {
     /// The reason, without what could not be opened.
     pub(crate) async fn open(
         shard: &Shard,
-        objects: &[Object],
+        objects: &Objects,
         name: Option<&str>,
         options: &Options,
         flags: OpenFlags,
@@ -208,21 +165,21 @@ impl Image {
     /// The first time, a format that was only guessed is told.
     async fn new(shard: &Shard, plan: Plan, is_first: bool) -> Result<Self, String> {
         let settings = plan.settings();
-        let node = resolve(plan.name.as_deref(), &plan.options, &settings)
+        let named = QemuName::of(plan.name.as_deref(), &plan.options, &plan.objects)?;
+        let node = resolve(named.name.as_deref(), &named.options, &settings)
             .map_err(|error| error.to_string())?;
         let mut graph = Graph::new();
-        for Object::ThrottleGroup(group) in &plan.objects {
-            graph
-                .add_throttle_group(shard, &group.id, open::limits(&group.limits))
-                .map_err(|error| error.to_string())?;
-        }
+        plan.objects.add_groups(shard, &mut graph)?;
         let mut chain = open::open(
             shard,
             &mut graph,
             notify(),
             node,
             is_first,
-            &open::no_credentials,
+            open::Servers {
+                find_credentials: &|id| named.credentials(id, &plan.objects),
+                bitmap: None,
+            },
             &mut BTreeMap::new(),
         )
         .await?;
@@ -407,13 +364,13 @@ fn notify() -> Notify {
 
 impl Plan {
     fn new(
-        objects: &[Object],
+        objects: &Objects,
         name: Option<&str>,
         options: &Options,
         flags: OpenFlags,
     ) -> Result<Self, String> {
         let plan = Self {
-            objects: objects.to_vec(),
+            objects: objects.clone(),
             name: name.map(str::to_owned),
             options: options
                 .iter()

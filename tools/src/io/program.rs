@@ -12,10 +12,11 @@ use ringback_ring::Shard;
 use super::args::{self, Args, Names};
 use super::commands::{Failure, Outcome};
 use super::disk::Disk;
-use super::image::{Changes, Image, Object};
+use super::image::{Changes, Image};
 use super::options::Options;
 use super::output::{Output, complain};
 use super::shell::{Place, Shell};
+use crate::open::Objects;
 
 /// Longer lines of input are cut into several.
 const LINE_BYTES: usize = 1023;
@@ -29,7 +30,7 @@ pub(crate) struct Program {
     /// Options of a `reopen` that was refused: the next one has them too.
     pub(crate) reopen_options: RefCell<Options>,
     name: String,
-    objects: Vec<Object>,
+    objects: Objects,
     /// None while a command changes it, too.
     image: RefCell<Option<Image>>,
     quitting: Cell<bool>,

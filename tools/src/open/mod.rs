@@ -7,12 +7,15 @@
 
 mod claimed;
 mod create;
+mod credentials;
 mod describe;
 mod drivers;
 mod image;
 mod nbd;
+mod objects;
 mod overlay;
 mod probe;
+mod secure_name;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -31,14 +34,17 @@ use serde_json::{Map, Value};
 
 pub(crate) use claimed::is_claimed;
 pub(crate) use create::{create_file, preallocation, qcow2_create_options};
+pub(crate) use credentials::{TlsCreds, advice};
 pub(crate) use describe::{describe, describe_qcow2};
 pub(crate) use drivers::{
     cbw_timeout_ns, limits, on_cbw_error, policy, qcow2 as qcow2_options, reason,
 };
 pub(crate) use image::{NewImage, check_format, make_image};
-pub(crate) use nbd::{FindCredentials, no_credentials};
+pub(crate) use nbd::Servers;
+pub(crate) use objects::Objects;
 pub(crate) use overlay::overlay;
 pub(crate) use probe::{HEAD_BYTES, format as probed_format};
+pub(crate) use secure_name::QemuName;
 
 /// A node that has been opened.
 #[derive(Clone, Debug)]
@@ -65,7 +71,7 @@ pub(crate) struct Opener<'a> {
     shard: &'a Shard,
     graph: &'a mut Graph,
     notify: Notify,
-    find_credentials: FindCredentials<'a>,
+    servers: Servers<'a>,
     /// Everything that can be referred to, by node.
     known: &'a mut BTreeMap<String, Opened>,
     /// In the order of opening.
@@ -103,14 +109,14 @@ pub(crate) async fn open(
     notify: Notify,
     node: OpenNode,
     tells_of_guesses: bool,
-    find_credentials: FindCredentials<'_>,
+    servers: Servers<'_>,
     known: &mut BTreeMap<String, Opened>,
 ) -> Result<Chain, String> {
     let mut opener = Opener {
         shard,
         graph,
         notify,
-        find_credentials,
+        servers,
         known,
         nodes: Vec::new(),
         warnings: Vec::new(),
@@ -246,7 +252,7 @@ impl Opener<'_> {
             }
             DriverOptions::Nbd(nbd) => {
                 let added = self
-                    .add(nbd::nbd(nbd, &settings, self.find_credentials)?, name)
+                    .add(nbd::nbd(nbd, &settings, self.servers)?, name)
                     .await?;
                 let export = self.graph.export(&added);
                 settings.read_only |= export.is_some_and(|export| !export.is_writable());

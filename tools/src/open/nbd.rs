@@ -9,31 +9,25 @@ use ringback_qmp_shim::command_line::{InetAddress, SocketAddress, UnixAddress};
 /// Longest path of a UNIX socket, in bytes.
 const PATH_MAX: usize = 107;
 
-/// Finds the credentials of a client by the id of their object; or says why there
-/// are none.
-pub(crate) type FindCredentials<'a> = &'a dyn Fn(&str) -> Result<ClientCredentials, String>;
-
-/// For programs that have no objects with credentials.
-///
-/// # Errors
-///
-/// Always.
-pub(crate) fn no_credentials(id: &str) -> Result<ClientCredentials, String> {
-    Err(format!(
-        "tls-creds='{id}' cannot be used here: only the nodes of ringback daemon connect to NBD \
-         servers with TLS"
-    ))
+/// How the servers of NBD nodes are spoken to.
+#[derive(Clone, Copy)]
+pub(crate) struct Servers<'a> {
+    /// Finds the credentials of a client by the id of their object; or says why there
+    /// are none.
+    pub(crate) find_credentials: &'a dyn Fn(&str) -> Result<ClientCredentials, String>,
+    /// The name of a bitmap that they are asked for.
+    pub(crate) bitmap: Option<&'a str>,
 }
 
 /// An export of a server.
 pub(super) fn nbd(
     options: &NbdOptions,
     settings: &Settings,
-    find_credentials: FindCredentials<'_>,
+    servers: Servers<'_>,
 ) -> Result<NodeSpec, String> {
     let tls = match &options.tls_creds {
         Some(id) => Some(Tls {
-            credentials: find_credentials(id)?,
+            credentials: (servers.find_credentials)(id)?,
             host: certified_host(options).map(str::to_owned),
         }),
         None => None,
@@ -42,6 +36,7 @@ pub(super) fn nbd(
         address: address(&options.server)?,
         export: options.export.clone().unwrap_or_default(),
         context: options.x_dirty_bitmap.clone(),
+        bitmap: servers.bitmap.map(str::to_owned),
         tls,
         reconnect_delay_s: options.reconnect_delay.unwrap_or(0),
         open_timeout_s: options.open_timeout.unwrap_or(0),

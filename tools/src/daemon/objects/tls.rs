@@ -1,14 +1,10 @@
-//! Credentials for TLS, and lists of who may come in.
-
-use std::path::Path;
+//! Credentials for TLS of nodes and servers, and lists of who may come in.
 
 use ringback_export::nbd::{Authorization, Tls};
-use ringback_net::{
-    AccessList, AccessRule, ClientCredentials, Demands, NamePattern, ServerCredentials,
-};
+use ringback_net::{AccessList, AccessRule, ClientCredentials, NamePattern};
 use ringback_qmp_shim::command_error::CommandError;
 use ringback_qmp_shim::command_line::object::{
-    AuthzListOptions, Endpoint, MatchFormat, Policy, TlsCredsKind, TlsCredsOptions,
+    AuthzListOptions, MatchFormat, Policy, TlsCredsOptions,
 };
 use ringback_qmp_shim::command_line::{ArgumentError, NbdServer};
 use ringback_qmp_shim::visit::Word;
@@ -16,87 +12,7 @@ use serde_json::{Value, json};
 
 use super::{Object, Objects, generic};
 use crate::daemon::control::Control;
-
-/// Notations of GnuTLS that say nothing special.
-const PLAIN_PRIORITIES: [&str; 2] = ["", "NORMAL"];
-
-/// Credentials, and the properties they were made with.
-pub(super) struct TlsCreds {
-    options: TlsCredsOptions,
-    side: Side,
-}
-
-enum Side {
-    Server(ServerCredentials),
-    Client(ClientCredentials),
-}
-
-impl TlsCreds {
-    fn read(options: TlsCredsOptions) -> Result<Self, CommandError> {
-        let (sanity_check, passwordid) = match &options.kind {
-            TlsCredsKind::X509 {
-                sanity_check,
-                passwordid,
-            } => (*sanity_check, passwordid),
-            TlsCredsKind::Psk { .. } => return Err(only_x509("tls-creds-psk")),
-            TlsCredsKind::Anon => return Err(only_x509("tls-creds-anon")),
-        };
-        if passwordid.is_some() {
-            return Err(generic(
-                "ringback does not support 'passwordid' of 'tls-creds-x509': the key must not be \
-                 encrypted",
-            ));
-        }
-        let priority = options.priority.as_deref().unwrap_or_default();
-        if !PLAIN_PRIORITIES.contains(&priority) {
-            return Err(generic(format!(
-                "ringback does not support the priority '{priority}': TLS 1.2 and 1.3 with their \
-                 safe ciphers are on, and 'NORMAL' is the only name for it"
-            )));
-        }
-        let demands = Demands {
-            verify_peer: options.verify_peer,
-            sanity_check,
-        };
-        let directory = options.dir.as_deref().ok_or(ArgumentError::NoDirectory)?;
-        let directory = Path::new(directory);
-        let side = match options.endpoint {
-            Endpoint::Server => ServerCredentials::load(directory, demands).map(Side::Server),
-            Endpoint::Client => ClientCredentials::load(directory, demands).map(Side::Client),
-        };
-        let side = side.map_err(|error| generic(error.to_string()))?;
-        Ok(Self { options, side })
-    }
-
-    pub(super) fn properties(&self) -> Vec<(String, &'static str, Value)> {
-        let options = &self.options;
-        let sanity_check = match options.kind {
-            TlsCredsKind::X509 { sanity_check, .. } => sanity_check,
-            TlsCredsKind::Psk { .. } | TlsCredsKind::Anon => false,
-        };
-        let priority = options.priority.as_deref().unwrap_or_default();
-        [
-            (
-                "endpoint",
-                "QCryptoTLSCredsEndpoint",
-                json!(options.endpoint.word()),
-            ),
-            ("dir", "string", json!(options.dir)),
-            ("verify-peer", "bool", json!(options.verify_peer)),
-            ("priority", "string", json!(priority)),
-            ("sanity-check", "bool", json!(sanity_check)),
-            ("passwordid", "string", json!("")),
-        ]
-        .map(|(name, kind, value)| (name.to_owned(), kind, value))
-        .into()
-    }
-}
-
-fn only_x509(kind: &str) -> CommandError {
-    generic(format!(
-        "ringback has no objects of the type '{kind}': use certificates, with 'tls-creds-x509'"
-    ))
-}
+use crate::open::TlsCreds;
 
 /// The properties of a list.
 pub(super) fn list_properties(list: &AuthzListOptions) -> Vec<(String, &'static str, Value)> {
@@ -148,10 +64,7 @@ impl Objects {
         &self,
         id: &str,
     ) -> Result<ClientCredentials, ArgumentError> {
-        match &self.credentials(id)?.side {
-            Side::Client(credentials) => Ok(credentials.clone()),
-            Side::Server(_) => Err(ArgumentError::ServerCredentials),
-        }
+        self.credentials(id)?.client().cloned()
     }
 }
 
@@ -161,7 +74,8 @@ impl Control {
         options: &TlsCredsOptions,
     ) -> Result<TlsCreds, CommandError> {
         let options = options.clone();
-        self.shard.blocking(move || TlsCreds::read(options)).await
+        let loaded = self.shard.blocking(move || TlsCreds::load(options)).await;
+        loaded.map_err(generic)
     }
 
     /// What a server demands of its clients, if anything. The server keeps the
@@ -173,9 +87,7 @@ impl Control {
         let Some(id) = &server.tls_creds else {
             return Ok(None);
         };
-        let Side::Server(credentials) = &self.objects.credentials(id)?.side else {
-            return Err(ArgumentError::ClientCredentials.into());
-        };
+        let credentials = self.objects.credentials(id)?.server()?;
         if server.tls_authz.is_some() && !credentials.verifies() {
             return Err(generic(
                 "'tls-authz' needs credentials with 'verify-peer': who shows no certificate has \

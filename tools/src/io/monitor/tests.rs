@@ -100,7 +100,10 @@ impl Desk {
             notify,
             node,
             false,
-            &open::no_credentials,
+            open::Servers {
+                find_credentials: &|id| Err(format!("no credentials '{id}'")),
+                bitmap: None,
+            },
             &mut std::collections::BTreeMap::new(),
         )
         .await;

@@ -11,8 +11,16 @@ use ringback_ring::{Buf, Errno, IoResult, LocalQueue};
 
 use super::wire::Request;
 
-/// What a request has brought, beside bytes.
+/// A run of bytes in the answer to a question about a bitmap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    /// At least 1.
+    pub(super) len: u64,
+    pub(super) is_dirty: bool,
+}
+
+/// What a request has brought, beside bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// Nothing but success.
     Done,
@@ -23,6 +31,9 @@ pub(super) enum Answer {
         /// Of the context that was negotiated.
         flags: u32,
     },
+    /// What the bitmap says from the start of the range on. May end before the range
+    /// does, or behind it.
+    Runs(Vec<Run>),
 }
 
 /// Why a request has failed.

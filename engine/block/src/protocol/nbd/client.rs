@@ -18,6 +18,7 @@ use super::shared::Shared;
 use super::wire::{Request, STRING_MAX, allocation, command, export_flags as has, request_flags};
 use crate::extent::{Content, Extent};
 use crate::request::ZeroFlags;
+use crate::span::Span;
 use crate::units::{SECTOR, in_memory};
 
 /// How long a server that is there may take for the flush before it is left.
@@ -32,6 +33,9 @@ pub struct Options {
     pub export: String,
     /// The context of metadata to be asked for instead of `base:allocation`.
     pub context: Option<String>,
+    /// The name of a bitmap that is to be read with [`NbdProtocol::dirty_areas`]. It need
+    /// not be there: [`NbdProtocol::has_bitmap`].
+    pub bitmap: Option<String>,
     /// Under TLS, on every connection; or in the clear.
     pub tls: Option<Tls>,
     /// So long requests wait for a server that is gone, in seconds.
@@ -49,6 +53,8 @@ pub struct Options {
 pub struct NbdProtocol {
     shared: Arc<Shared>,
     set: Shards,
+    /// Where there is no such bitmap.
+    offered_bitmaps: Option<Vec<String>>,
     /// Discards are passed on, or ignored.
     discard: AtomicBool,
     /// Flushes are answered and forgotten.
@@ -93,20 +99,23 @@ impl NbdProtocol {
         if options.export.len() > STRING_MAX {
             return Err(NbdError::NameTooLong);
         }
-        if options
-            .context
-            .as_ref()
-            .is_some_and(|context| context.len() > STRING_MAX)
+        let wishes = Wishes {
+            export: options.export,
+            context: options.context,
+            bitmap: options.bitmap,
+            tls: options.tls,
+        };
+        let queries = [wishes.context.clone(), wishes.bitmap_context()];
+        if queries
+            .iter()
+            .flatten()
+            .any(|query| query.len() > STRING_MAX)
         {
             return Err(NbdError::QueryTooLong);
         }
         let server = Server {
             address: options.address,
-            wishes: Wishes {
-                export: options.export,
-                context: options.context,
-                tls: options.tls,
-            },
+            wishes,
         };
         let connected = match u64::from(options.open_timeout_s) {
             0 => attempt(shard, &server, ATTEMPT_NS).await?,
@@ -114,7 +123,7 @@ impl NbdProtocol {
         };
         let terms = connected.terms;
         let is_read_only = terms.has(has::READ_ONLY);
-        let refused = if server.wishes.context.is_some() && terms.context.is_none() {
+        let refused = if server.wishes.context.is_some() && terms.contexts.usual.is_none() {
             Some(NbdError::NoContext)
         } else if options.write && is_read_only && !options.auto_read_only {
             Some(NbdError::ReadOnly)
@@ -135,12 +144,14 @@ impl NbdProtocol {
         Ok(Self::begin(shard, shared, connected))
     }
 
-    fn begin(shard: &Shard, shared: Arc<Shared>, connected: Connected) -> Self {
+    fn begin(shard: &Shard, shared: Arc<Shared>, mut connected: Connected) -> Self {
+        let offered_bitmaps = connected.offered_bitmaps.take();
         let lane = Lane::start(shard, &shared, connected, true);
         shard.local::<Lanes>().insert(shared.node, lane);
         Self {
             shared,
             set: shard.set().clone(),
+            offered_bitmaps,
             discard: AtomicBool::new(true),
             no_flush: AtomicBool::new(false),
             is_dirty: AtomicBool::new(false),
@@ -331,7 +342,7 @@ impl NbdProtocol {
     /// Without a context of metadata everything is data.
     pub(crate) async fn extent(&self, shard: &Shard, offset: u64, len: u64) -> IoResult<Extent> {
         let terms = &self.shared.terms;
-        if terms.context.is_none() {
+        if terms.contexts.usual.is_none() {
             return Ok(Extent::here(Content::Data, len));
         }
         // A question may begin and end anywhere; the server's units are whole.
@@ -356,8 +367,66 @@ impl NbdProtocol {
                 let len = told.saturating_sub(offset - start).clamp(1, len);
                 Ok(self.extent_of(len, flags))
             }
-            Answer::Done => Err(Errno::EIO),
+            Answer::Done | Answer::Runs(_) => Err(Errno::EIO),
         }
+    }
+
+    /// Bytes of the export; need not be whole sectors.
+    pub fn export_size(&self) -> u64 {
+        self.shared.terms.size
+    }
+
+    /// Whether the export has the bitmap that was asked for.
+    pub fn has_bitmap(&self) -> bool {
+        self.shared.terms.contexts.bitmap.is_some()
+    }
+
+    /// The bitmaps that the export has instead of the one that was asked for; none: the
+    /// server has not said.
+    pub fn offered_bitmaps(&self) -> Option<&[String]> {
+        self.offered_bitmaps.as_deref()
+    }
+
+    /// What is dirty in the bitmap from an offset on, in ascending order, and up to where
+    /// the answer goes: at least one unit of the server further. The offset is in bytes:
+    /// 0, or where the last answer has ended.
+    ///
+    /// # Errors
+    ///
+    /// There is no bitmap; or as for a read.
+    pub async fn dirty_areas(&self, shard: &Shard, from: u64) -> IoResult<(Vec<Span>, u64)> {
+        let terms = &self.shared.terms;
+        if !self.has_bitmap() {
+            return Err(Errno::ENOTSUP);
+        }
+        let asked = terms.clip(from, terms.range_max());
+        if asked.is_empty() {
+            return Ok((Vec::new(), self.size()));
+        }
+        let request = request(command::BLOCK_STATUS, asked.offset, asked.len, 0);
+        let Answer::Runs(runs) = self.exchange(shard, request, None).await.0? else {
+            return Err(Errno::EIO);
+        };
+        let (mut areas, mut at) = (Vec::new(), asked.offset);
+        for run in runs {
+            let end = at.saturating_add(run.len).min(asked.end());
+            if run.is_dirty && end > at {
+                areas.push(Span::between(at, end));
+            }
+            at = end;
+        }
+        let unit = terms.unit;
+        let whole = at & !(unit - 1);
+        if whole == asked.offset {
+            // Less than a unit: what is said of its beginning may be otherwise behind it.
+            let end = (whole + unit).min(asked.end());
+            return Ok((vec![Span::between(whole, end)], end));
+        }
+        areas.retain(|area| area.offset < whole);
+        for area in &mut areas {
+            *area = Span::between(area.offset, area.end().min(whole));
+        }
+        Ok((areas, whole))
     }
 
     fn extent_of(&self, len: u64, flags: u32) -> Extent {

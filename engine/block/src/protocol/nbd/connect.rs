@@ -9,7 +9,7 @@ use ringback_ring::Shard;
 use ringback_ring::socket::Batch;
 
 use super::error::NbdError;
-use super::negotiation::{Wishes, negotiate};
+use super::negotiation::{Agreement, Wishes, negotiate};
 use super::terms::{Headers, Terms};
 use super::wire::{Request, command, request_flags};
 
@@ -39,6 +39,8 @@ pub(super) struct Connected {
     pub(super) connection: Rc<Connection>,
     pub(super) reader: Reader,
     pub(super) terms: Terms,
+    /// See [`Agreement`].
+    pub(super) offered_bitmaps: Option<Vec<String>>,
 }
 
 impl Connected {
@@ -148,11 +150,16 @@ pub(super) async fn negotiate_on(
 ) -> Result<Connected, NbdError> {
     let connection = Connection::new(shard, socket);
     let mut reader = Reader::new(&connection);
-    let terms = negotiate(&connection, &mut reader, wishes).await?;
+    let agreement = negotiate(&connection, &mut reader, wishes).await?;
+    let Agreement {
+        terms,
+        offered_bitmaps,
+    } = agreement;
     Ok(Connected {
         connection,
         reader,
         terms,
+        offered_bitmaps,
     })
 }
 

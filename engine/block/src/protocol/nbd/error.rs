@@ -210,11 +210,16 @@ impl NbdError {
     }
 
     /// Nothing more could be sent.
-    pub(super) fn sent(what: &'static str, errno: Errno) -> Self {
+    pub(super) fn sent(what: &'static str, errno: Errno, is_tls: bool) -> Self {
         let text = ringback_ring::error_text(errno);
+        let channel = if is_tls {
+            "Cannot write to TLS channel"
+        } else {
+            "Unable to write to socket"
+        };
         Self::Stream {
             what,
-            reason: format!("Unable to write to socket: {text}"),
+            reason: format!("{channel}: {text}"),
         }
     }
 }

@@ -11,10 +11,11 @@ use ringback_net::{ClientCredentials, Connection, ReadError, Reader};
 use ringback_ring::socket::Batch;
 
 use super::error::NbdError;
-use super::terms::{Blocks, Headers, Terms};
+use super::terms::{Blocks, Contexts, Headers, Terms};
 use super::wire::{
-    BASE_ALLOCATION, GREETING_MAGIC, OLD_STYLE_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC,
-    PAYLOAD_MAX, STRING_MAX, field, handshake, info, option, option_reply as reply,
+    BASE_ALLOCATION, DIRTY_BITMAP_PREFIX, GREETING_MAGIC, OLD_STYLE_MAGIC, OPTION_MAGIC,
+    OPTION_REPLY_MAGIC, PAYLOAD_MAX, STRING_MAX, field, handshake, info, option,
+    option_reply as reply,
 };
 
 /// What is asked of a server.
@@ -24,6 +25,8 @@ pub(super) struct Wishes {
     pub(super) export: String,
     /// The context of metadata, if not the usual one.
     pub(super) context: Option<String>,
+    /// The name of a bitmap whose context is asked for as well.
+    pub(super) bitmap: Option<String>,
     /// Nothing is said in the clear that could be said otherwise.
     pub(super) tls: Option<Tls>,
 }
@@ -41,12 +44,29 @@ impl Wishes {
     fn context(&self) -> &str {
         self.context.as_deref().unwrap_or(BASE_ALLOCATION)
     }
+
+    /// The context of the bitmap.
+    pub(super) fn bitmap_context(&self) -> Option<String> {
+        let name = self.bitmap.as_ref()?;
+        Some(format!("{DIRTY_BITMAP_PREFIX}{name}"))
+    }
 }
 
 /// Zeroes behind the answer to `EXPORT_NAME`, and in the greeting of old.
 const ZEROES: u64 = 124;
 /// Bytes of a server's explanation that are shown.
 const SHOWN_MAX: usize = 4096;
+/// Bitmaps of a server that are listed.
+const LISTED_MAX: usize = 64;
+
+/// What has come of the negotiation.
+#[derive(Debug)]
+pub(super) struct Agreement {
+    pub(super) terms: Terms,
+    /// The bitmaps that there are, where the one that was asked for is not among them;
+    /// none: the server has not said.
+    pub(super) offered_bitmaps: Option<Vec<String>>,
+}
 
 /// A reply to an option, before its payload.
 #[derive(Clone, Copy, Debug)]
@@ -70,30 +90,41 @@ pub(super) async fn negotiate(
     connection: &Rc<Connection>,
     reader: &mut Reader,
     wishes: &Wishes,
-) -> Result<Terms, NbdError> {
+) -> Result<Agreement, NbdError> {
     let mut talk = Talk {
         connection,
         reader,
         wishes,
+        offered_bitmaps: None,
     };
-    let first = u64::from_be_bytes(talk.take("read initial magic").await?);
-    if first != GREETING_MAGIC {
-        return Err(NbdError::InitialMagic(first));
-    }
-    match u64::from_be_bytes(talk.take("read server magic").await?) {
-        OPTION_MAGIC => talk.new_style().await,
-        OLD_STYLE_MAGIC => talk.old_style().await,
-        other => Err(NbdError::ServerMagic(other)),
-    }
+    let terms = talk.negotiate().await?;
+    Ok(Agreement {
+        terms,
+        offered_bitmaps: talk.offered_bitmaps,
+    })
 }
 
 struct Talk<'a> {
     connection: &'a Rc<Connection>,
     reader: &'a mut Reader,
     wishes: &'a Wishes,
+    /// See [`Agreement`].
+    offered_bitmaps: Option<Vec<String>>,
 }
 
 impl Talk<'_> {
+    async fn negotiate(&mut self) -> Result<Terms, NbdError> {
+        let first = u64::from_be_bytes(self.take("read initial magic").await?);
+        if first != GREETING_MAGIC {
+            return Err(NbdError::InitialMagic(first));
+        }
+        match u64::from_be_bytes(self.take("read server magic").await?) {
+            OPTION_MAGIC => self.new_style().await,
+            OLD_STYLE_MAGIC => self.old_style().await,
+            other => Err(NbdError::ServerMagic(other)),
+        }
+    }
+
     async fn take<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], NbdError> {
         let taken = self.reader.take_array().await;
         taken.map_err(|error| self.unread(what, error))
@@ -117,8 +148,9 @@ impl Talk<'_> {
         let mut batch = Batch::default();
         batch.push_bytes(bytes);
         let sent = self.connection.send(batch).await;
+        let is_tls = self.connection.is_tls();
         sent.map(drop)
-            .map_err(|errno| NbdError::sent("send option request", errno))
+            .map_err(|errno| NbdError::sent("send option request", errno, is_tls))
     }
 
     async fn send_option(&mut self, option: u32, payload: &[u8]) -> Result<(), NbdError> {
@@ -174,7 +206,8 @@ impl Talk<'_> {
         let no_zeroes = flags & handshake::NO_ZEROES != 0;
         if flags & handshake::FIXED_NEWSTYLE == 0 {
             self.check_in_clear()?;
-            return self.export_name(Headers::Simple, None, no_zeroes).await;
+            let contexts = Contexts::default();
+            return self.export_name(Headers::Simple, contexts, no_zeroes).await;
         }
         let chosen = self.choose(no_zeroes).await;
         if let Err(error) = &chosen
@@ -207,15 +240,15 @@ impl Talk<'_> {
         } else {
             Headers::Simple
         };
-        let context = match headers {
-            Headers::Simple => None,
-            _ => self.set_context().await?,
+        let contexts = match headers {
+            Headers::Simple => Contexts::default(),
+            _ => self.set_contexts().await?,
         };
-        match self.go(headers, context).await? {
+        match self.go(headers, contexts).await? {
             Some(terms) => Ok(terms),
             None => {
                 self.check_listed().await?;
-                self.export_name(headers, context, no_zeroes).await
+                self.export_name(headers, contexts, no_zeroes).await
             }
         }
     }
@@ -261,33 +294,31 @@ impl Talk<'_> {
         }
     }
 
-    /// The number of the context of metadata, if the export has it.
-    async fn set_context(&mut self) -> Result<Option<u32>, NbdError> {
+    /// The numbers of the contexts of metadata, as far as the export has them.
+    async fn set_contexts(&mut self) -> Result<Contexts, NbdError> {
         const OPTION: u32 = option::SET_META_CONTEXT;
-        let query = self.wishes.context().to_owned();
-        let mut payload = name(&self.wishes.export);
-        payload.extend_from_slice(&1_u32.to_be_bytes());
-        payload.extend_from_slice(&name(&query));
-        self.send_option(OPTION, &payload).await?;
-        let mut context = None;
+        let usual = self.wishes.context().to_owned();
+        let bitmap = self.wishes.bitmap_context();
+        let other = bitmap.as_ref().filter(|bitmap| **bitmap != usual);
+        let queries: Vec<&str> = [&usual]
+            .into_iter()
+            .chain(other)
+            .map(String::as_str)
+            .collect();
+        self.send_queries(OPTION, &queries).await?;
+        let mut contexts = Contexts::default();
         loop {
             let answer = self.answer(OPTION).await?;
             if answer.is_error() {
                 self.skip(answer.len.into()).await?;
-                return Ok(None);
+                // Whether there is such an export at all, the next question tells.
+                return Ok(Contexts::default());
             }
             match answer.kind {
-                reply::ACK => return Ok(context),
-                reply::META_CONTEXT if context.is_some() => return Err(NbdError::ManyContexts),
+                reply::ACK => break,
                 reply::META_CONTEXT => {
                     let (number, got) = self.context(OPTION, answer).await?;
-                    if got != query.as_bytes() {
-                        return Err(NbdError::OtherContext {
-                            wanted: query,
-                            got: harmless(&got),
-                        });
-                    }
-                    context = Some(number);
+                    contexts = self.add_context(contexts, number, &got)?;
                 }
                 got => {
                     return Err(NbdError::OtherReply {
@@ -297,6 +328,82 @@ impl Talk<'_> {
                 }
             }
         }
+        if bitmap.is_some() && contexts.bitmap.is_none() {
+            self.offered_bitmaps = self.list_bitmaps().await?;
+        }
+        Ok(contexts)
+    }
+
+    /// A context that the server has chosen must be one of those that we have named.
+    fn add_context(
+        &self,
+        mut contexts: Contexts,
+        number: u32,
+        name: &[u8],
+    ) -> Result<Contexts, NbdError> {
+        let usual = self.wishes.context();
+        let bitmap = self.wishes.bitmap_context();
+        let is_usual = name == usual.as_bytes();
+        let is_bitmap = bitmap.is_some_and(|bitmap| name == bitmap.as_bytes());
+        if !is_usual && !is_bitmap {
+            return Err(NbdError::OtherContext {
+                wanted: usual.to_owned(),
+                got: harmless(name),
+            });
+        }
+        let is_known = [contexts.usual, contexts.bitmap].contains(&Some(number));
+        if is_known
+            || (is_usual && contexts.usual.is_some())
+            || (is_bitmap && contexts.bitmap.is_some())
+        {
+            return Err(NbdError::ManyContexts);
+        }
+        if is_usual {
+            contexts.usual = Some(number);
+        }
+        if is_bitmap {
+            contexts.bitmap = Some(number);
+        }
+        Ok(contexts)
+    }
+
+    /// The bitmaps that the export has. None: the server does not tell.
+    async fn list_bitmaps(&mut self) -> Result<Option<Vec<String>>, NbdError> {
+        const OPTION: u32 = option::LIST_META_CONTEXT;
+        self.send_queries(OPTION, &[DIRTY_BITMAP_PREFIX]).await?;
+        let mut bitmaps = Vec::new();
+        loop {
+            let answer = self.answer(OPTION).await?;
+            if answer.is_error() {
+                self.skip(answer.len.into()).await?;
+                return Ok(None);
+            }
+            match answer.kind {
+                reply::ACK => return Ok(Some(bitmaps)),
+                reply::META_CONTEXT => {
+                    let (_, name) = self.context(OPTION, answer).await?;
+                    let name = name.strip_prefix(DIRTY_BITMAP_PREFIX.as_bytes());
+                    let has_room = bitmaps.len() < LISTED_MAX;
+                    bitmaps.extend(name.filter(|_| has_room).map(harmless));
+                }
+                got => {
+                    return Err(NbdError::OtherReply {
+                        got,
+                        wanted: reply::META_CONTEXT,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Asks something about contexts of the export.
+    async fn send_queries(&mut self, option: u32, queries: &[&str]) -> Result<(), NbdError> {
+        let mut payload = name(&self.wishes.export);
+        payload.extend_from_slice(&length(queries.len()));
+        for query in queries {
+            payload.extend_from_slice(&name(query));
+        }
+        self.send_option(option, &payload).await
     }
 
     async fn context(&mut self, option: u32, answer: Answer) -> Result<(u32, Vec<u8>), NbdError> {
@@ -316,7 +423,7 @@ impl Talk<'_> {
     async fn go(
         &mut self,
         headers: Headers,
-        context: Option<u32>,
+        contexts: Contexts,
     ) -> Result<Option<Terms>, NbdError> {
         const OPTION: u32 = option::GO;
         let mut payload = name(&self.wishes.export);
@@ -337,7 +444,7 @@ impl Talk<'_> {
                 // Flags of 0 cannot be: there is one which says that there are flags.
                 reply::ACK => match export {
                     Some((size, flags)) if flags != 0 => {
-                        return Terms::new(size, flags, headers, context, blocks).map(Some);
+                        return Terms::new(size, flags, headers, contexts, blocks).map(Some);
                     }
                     _ => return Err(NbdError::NoInfo),
                 },
@@ -441,7 +548,7 @@ impl Talk<'_> {
     async fn export_name(
         &mut self,
         headers: Headers,
-        context: Option<u32>,
+        contexts: Contexts,
         no_zeroes: bool,
     ) -> Result<Terms, NbdError> {
         let export = self.wishes.export.clone();
@@ -452,7 +559,7 @@ impl Talk<'_> {
         if !no_zeroes {
             self.skip(ZEROES).await?;
         }
-        Terms::new(size, flags, headers, context, None)
+        Terms::new(size, flags, headers, contexts, None)
     }
 
     async fn old_style(&mut self) -> Result<Terms, NbdError> {
@@ -464,7 +571,7 @@ impl Talk<'_> {
         let flags = u32::from_be_bytes(self.take("read export flags").await?);
         let flags = u16::try_from(flags).map_err(|_| NbdError::ExportFlags(flags))?;
         self.skip(ZEROES).await?;
-        Terms::new(size, flags, Headers::Simple, None, None)
+        Terms::new(size, flags, Headers::Simple, Contexts::default(), None)
     }
 }
 

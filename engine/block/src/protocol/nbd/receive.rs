@@ -6,17 +6,22 @@ use std::rc::Rc;
 use ringback_net::{ReadError, Reader};
 use ringback_ring::{Errno, error_text};
 
-use super::call::Call;
+use super::call::{Call, Run};
 use super::session::{End, Session};
 use super::terms::Headers;
 use super::wire::{
     self, CHUNK_BYTES, CHUNK_MAGIC, EXTENDED_CHUNK_BYTES, EXTENDED_CHUNK_MAGIC, SIMPLE_REPLY_BYTES,
-    SIMPLE_REPLY_MAGIC, chunk, command, field,
+    SIMPLE_REPLY_MAGIC, chunk, command, dirty_bitmap, field, request_flags,
 };
 
 /// Longest chunk that answers a question about one extent, in bytes: some servers
 /// send more extents than they were asked for.
 const STATUS_MAX: u64 = 1000;
+/// Most extents in the answer to a question about all of a range: no server that is
+/// known sends more.
+const EXTENTS_MAX: u64 = 1 << 20;
+/// So many of them are received at once.
+const EXTENTS_AT_ONCE: u64 = 4096;
 /// Longest chunk with an error, in bytes: a text whose length has 16 bits, and an
 /// offset.
 const ERROR_MAX: u64 = 6 + 0xffff + 8;
@@ -237,41 +242,48 @@ impl Session {
         Ok(())
     }
 
-    /// The first extent of the one context; a server may have sent more of them.
+    /// Extents of one context. Of a question about one extent the first counts; a
+    /// server may have sent more of them.
     async fn status(&self, reader: &mut Reader, call: &Call, chunk: Chunk) -> Result<(), Broken> {
         let is_long = chunk.kind == chunk::BLOCK_STATUS_EXTENDED;
         let (head_len, extent_len) = if is_long { (8, 16) } else { (4, 8) };
         let extents_len = chunk.len.saturating_sub(head_len);
+        let asks_one = call.request.flags & request_flags::REQ_ONE != 0;
+        let len_max = if asks_one {
+            STATUS_MAX
+        } else {
+            head_len + EXTENTS_MAX * extent_len
+        };
         if call.request.command != command::BLOCK_STATUS
-            || chunk.len > STATUS_MAX
+            || chunk.len > len_max
             || extents_len == 0
             || !extents_len.is_multiple_of(extent_len)
         {
             return violation("extents that nobody has asked for, or of a wrong length");
         }
-        let context = u32::from_be_bytes(reader.take_array().await?);
-        let (len, flags) = if is_long {
-            let count = u32::from_be_bytes(reader.take_array().await?);
-            if u64::from(count) != extents_len / extent_len {
-                return violation("another number of extents than there is room for");
-            }
-            let bytes: [u8; 16] = reader.take_array().await?;
-            let flags = u64::from_be_bytes(field(&bytes, 8));
-            // Those above have no meaning here.
-            let flags = u32::try_from(flags & u64::from(u32::MAX)).expect("32 bits");
-            (u64::from_be_bytes(field(&bytes, 0)), flags)
-        } else {
-            let bytes: [u8; 8] = reader.take_array().await?;
-            let len = u32::from_be_bytes(field(&bytes, 0));
-            (len.into(), u32::from_be_bytes(field(&bytes, 4)))
-        };
-        reader.skip(extents_len - extent_len).await?;
-        if Some(context) != self.terms.context || len == 0 {
-            return violation("extents of another context, or without a length");
+        let context = Some(u32::from_be_bytes(reader.take_array().await?));
+        let count = extents_len / extent_len;
+        if is_long && u64::from(u32::from_be_bytes(reader.take_array().await?)) != count {
+            return violation("another number of extents than there is room for");
         }
-        let is_first = self.with_flight(chunk.cookie, |flight| {
-            flight.extent.replace((len, flags)).is_none()
-        });
+        let is_first = if context == self.terms.contexts.bitmap && !asks_one {
+            let runs = runs(reader, count, is_long).await?;
+            self.with_flight(chunk.cookie, |flight| flight.runs.replace(runs).is_none())
+        } else if context == self.terms.contexts.usual {
+            let extent = extent(reader, is_long).await?;
+            reader.skip(extents_len - extent_len).await?;
+            self.with_flight(chunk.cookie, |flight| {
+                flight.extent.replace(extent).is_none()
+            })
+        } else if context == self.terms.contexts.bitmap {
+            // Every question is answered for all contexts.
+            reader.skip(extents_len).await?;
+            self.with_flight(chunk.cookie, |flight| {
+                flight.runs.replace(Vec::new()).is_none()
+            })
+        } else {
+            return violation("extents of another context");
+        };
         if is_first != Some(true) {
             return violation("extents of one context twice");
         }
@@ -295,4 +307,59 @@ impl Session {
         });
         Ok(())
     }
+}
+
+/// The next extent: its length, which is not 0, and its flags.
+async fn extent(reader: &mut Reader, is_long: bool) -> Result<(u64, u32), Broken> {
+    let extent = if is_long {
+        long_extent(&reader.take_array::<16>().await?)
+    } else {
+        short_extent(&reader.take_array::<8>().await?)
+    };
+    if extent.0 == 0 {
+        return violation("an extent without a length");
+    }
+    Ok(extent)
+}
+
+fn short_extent(bytes: &[u8]) -> (u64, u32) {
+    let len = u32::from_be_bytes(field(bytes, 0));
+    (len.into(), u32::from_be_bytes(field(bytes, 4)))
+}
+
+fn long_extent(bytes: &[u8]) -> (u64, u32) {
+    let flags = u64::from_be_bytes(field(bytes, 8));
+    // Those above have no meaning here.
+    let flags = u32::try_from(flags & u64::from(u32::MAX)).expect("32 bits");
+    (u64::from_be_bytes(field(bytes, 0)), flags)
+}
+
+/// So many extents of a bitmap. Neighbours that say the same become one.
+async fn runs(reader: &mut Reader, count: u64, is_long: bool) -> Result<Vec<Run>, Broken> {
+    let extent_len = if is_long { 16 } else { 8 };
+    let mut runs: Vec<Run> = Vec::new();
+    let mut left = count;
+    while left > 0 {
+        let now = left.min(EXTENTS_AT_ONCE);
+        left -= now;
+        let bytes = reader
+            .take(crate::units::in_memory(now) * extent_len)
+            .await?;
+        for bytes in bytes.chunks_exact(extent_len) {
+            let (len, flags) = if is_long {
+                long_extent(bytes)
+            } else {
+                short_extent(bytes)
+            };
+            if len == 0 {
+                return violation("an extent without a length");
+            }
+            let is_dirty = flags & dirty_bitmap::DIRTY != 0;
+            match runs.last_mut() {
+                Some(last) if last.is_dirty == is_dirty => last.len = last.len.saturating_add(len),
+                _ => runs.push(Run { len, is_dirty }),
+            }
+        }
+    }
+    Ok(runs)
 }

@@ -11,12 +11,12 @@ use ringback_net::Connection;
 use ringback_ring::Errno;
 use ringback_ring::socket::Batch;
 
-use super::call::{Answer, Call, Failure};
+use super::call::{Answer, Call, Failure, Run};
 use super::connect::{Connected, parting, push_request};
 use super::coverage::Coverage;
 use super::lane::Lane;
 use super::terms::Terms;
-use super::wire::{Request, command};
+use super::wire::{Request, command, request_flags};
 
 /// Requests in flight on one connection: more than servers work on at once.
 pub(super) const CALLS_MAX: usize = 64;
@@ -43,6 +43,8 @@ pub(super) struct Flight {
     pub(super) error: Option<Errno>,
     /// The answer to a question about extents.
     pub(super) extent: Option<(u64, u32)>,
+    /// The answer to a question about the bitmap.
+    pub(super) runs: Option<Vec<Run>>,
 }
 
 /// One connection in use.
@@ -67,6 +69,7 @@ pub(super) async fn transmit(lane: &Rc<Lane>, connected: Connected) -> (End, Vec
         connection,
         mut reader,
         terms,
+        ..
     } = connected;
     let session = Rc::new(Session {
         lane: Rc::clone(lane),
@@ -143,7 +146,9 @@ impl Session {
             && self.has_room()
             && let Some(call) = self.lane.next_waiting()
         {
-            if call.request.command == command::BLOCK_STATUS && self.terms.context.is_none() {
+            let is_about_one_extent = call.request.command == command::BLOCK_STATUS
+                && call.request.flags & request_flags::REQ_ONE != 0;
+            if is_about_one_extent && self.terms.contexts.usual.is_none() {
                 // A server that has come back without the context: all of it is data.
                 let len = call.request.len;
                 call.end(Ok(Answer::Extent { len, flags: 0 }));
@@ -175,6 +180,7 @@ impl Session {
             coverage: Coverage::default(),
             error: None,
             extent: None,
+            runs: None,
         });
         Request {
             cookie,
@@ -206,8 +212,8 @@ impl Session {
     pub(super) fn land(&self, cookie: u64) {
         let flight = self.flights.borrow_mut()[place_of(cookie)].take();
         let Some(flight) = flight else { return };
-        let outcome = outcome(&flight);
-        flight.call.end(outcome);
+        let call = Rc::clone(&flight.call);
+        call.end(outcome(flight));
         self.lane.settle();
         if self.lane.has_waiting() {
             self.lane.ring();
@@ -220,7 +226,7 @@ fn place_of(cookie: u64) -> usize {
 }
 
 /// What a reply amounts to as a whole.
-fn outcome(flight: &Flight) -> Result<Answer, Failure> {
+fn outcome(flight: Flight) -> Result<Answer, Failure> {
     if let Some(errno) = flight.error {
         return Err(Failure::Error(errno));
     }
@@ -235,6 +241,10 @@ fn outcome(flight: &Flight) -> Result<Answer, Failure> {
             );
             Err(Failure::Error(Errno::EIO))
         }
+        command::BLOCK_STATUS if request.flags & request_flags::REQ_ONE == 0 => flight
+            .runs
+            .map(Answer::Runs)
+            .ok_or(Failure::Error(Errno::EIO)),
         command::BLOCK_STATUS => match flight.extent {
             Some((len, flags)) => Ok(Answer::Extent { len, flags }),
             None => Err(Failure::Error(Errno::EIO)),

@@ -48,6 +48,21 @@ impl Blocks {
     }
 }
 
+/// The numbers of the contexts that have been agreed upon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Contexts {
+    /// What takes space and what is zero, or what was asked for instead.
+    pub(super) usual: Option<u32>,
+    /// The bitmap.
+    pub(super) bitmap: Option<u32>,
+}
+
+impl Contexts {
+    fn has_any(self) -> bool {
+        self.usual.is_some() || self.bitmap.is_some()
+    }
+}
+
 /// What a server has said of its export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Terms {
@@ -56,8 +71,8 @@ pub(super) struct Terms {
     /// See [`super::wire::export_flags`].
     pub(super) flags: u16,
     pub(super) headers: Headers,
-    /// The number of the context of metadata, if it is there.
-    pub(super) context: Option<u32>,
+    /// Contexts of metadata that are there.
+    pub(super) contexts: Contexts,
     /// The unit of requests, a power of two.
     pub(super) unit: u64,
     /// Whole units.
@@ -69,14 +84,14 @@ impl Terms {
         size: u64,
         flags: u16,
         headers: Headers,
-        context: Option<u32>,
+        contexts: Contexts,
         blocks: Option<Blocks>,
     ) -> Result<Self, NbdError> {
         if size > DISK_SIZE_MAX & !(SECTOR - 1) {
             return Err(NbdError::TooLarge(size));
         }
         let blocks = blocks.unwrap_or(Blocks {
-            minimum: if context.is_some() || !size.is_multiple_of(SECTOR) {
+            minimum: if contexts.has_any() || !size.is_multiple_of(SECTOR) {
                 1
             } else {
                 512
@@ -94,7 +109,7 @@ impl Terms {
             size,
             flags,
             headers,
-            context,
+            contexts,
             unit,
             transfer_max: u64::from(blocks.maximum.min(PAYLOAD_MAX)) & !(unit - 1),
         })
@@ -160,7 +175,8 @@ impl Terms {
         if self.headers == Headers::Extended && other.headers != Headers::Extended {
             return changed("the server knows no long requests any more");
         }
-        if needs_context && other.context.is_none() {
+        let lacks_context = needs_context && other.contexts.usual.is_none();
+        if lacks_context || (self.contexts.bitmap.is_some() && other.contexts.bitmap.is_none()) {
             return changed("the bitmap is gone");
         }
         Ok(())
@@ -173,7 +189,14 @@ mod tests {
 
     fn terms(size: u64, flags: u16) -> Terms {
         let blocks = Blocks::new(512, 4096, 1 << 20).expect("good blocks");
-        Terms::new(size, flags, Headers::Structured, None, Some(blocks)).expect("good terms")
+        let terms = Terms::new(
+            size,
+            flags,
+            Headers::Structured,
+            Contexts::default(),
+            Some(blocks),
+        );
+        terms.expect("good terms")
     }
 
     #[test]
@@ -193,24 +216,26 @@ mod tests {
 
     #[test]
     fn without_blocks_the_unit_is_a_guess() {
-        let unit = |size, context| {
-            let terms = Terms::new(size, 1, Headers::Simple, context, None);
+        let unit = |size, usual, bitmap| {
+            let contexts = Contexts { usual, bitmap };
+            let terms = Terms::new(size, 1, Headers::Simple, contexts, None);
             terms.expect("good terms").unit
         };
-        assert_eq!(unit(1024, None), 512);
-        assert_eq!(unit(1000, None), 1);
-        assert_eq!(unit(1024, Some(0)), 1);
+        assert_eq!(unit(1024, None, None), 512);
+        assert_eq!(unit(1000, None, None), 1);
+        assert_eq!(unit(1024, Some(0), None), 1);
+        assert_eq!(unit(1024, None, Some(0)), 1);
     }
 
     #[test]
     fn sizes_are_whole_units_and_fit_a_disk() {
         let blocks = Blocks::new(4096, 4096, 4096).ok();
-        let made = Terms::new(1_049_088, 1, Headers::Simple, None, blocks);
+        let made = Terms::new(1_049_088, 1, Headers::Simple, Contexts::default(), blocks);
         assert_eq!(
             made.expect_err("a cut unit").to_string(),
             "export size 1049088 is not multiple of minimum block size 4096"
         );
-        let made = Terms::new(u64::MAX, 1, Headers::Simple, None, None);
+        let made = Terms::new(u64::MAX, 1, Headers::Simple, Contexts::default(), None);
         assert_eq!(made, Err(NbdError::TooLarge(u64::MAX)));
     }
 
@@ -223,13 +248,30 @@ mod tests {
         assert!(!check(terms(1 << 19, has::SEND_FLUSH)));
         assert!(!check(terms(1 << 20, has::SEND_FLUSH | has::READ_ONLY)));
         assert!(!check(terms(1 << 20, 0)));
+        let with_bitmap = Terms {
+            contexts: Contexts {
+                usual: None,
+                bitmap: Some(1),
+            },
+            ..first
+        };
+        assert!(
+            with_bitmap
+                .check_successor(&with_bitmap, false, false)
+                .is_ok()
+        );
+        assert!(with_bitmap.check_successor(&first, false, false).is_err());
     }
 
     #[test]
     fn only_a_bitmap_asked_for_by_name_has_no_substitute() {
-        let with_context = |context| {
+        let with_context = |usual| {
             let blocks = Blocks::new(512, 4096, 1 << 20).expect("good blocks");
-            let terms = Terms::new(1 << 20, 1, Headers::Structured, context, Some(blocks));
+            let contexts = Contexts {
+                usual,
+                bitmap: None,
+            };
+            let terms = Terms::new(1 << 20, 1, Headers::Structured, contexts, Some(blocks));
             terms.expect("good terms")
         };
         let (first, other) = (with_context(Some(0)), with_context(None));

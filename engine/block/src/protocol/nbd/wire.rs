@@ -246,6 +246,12 @@ pub mod allocation {
     pub const ZERO: u32 = 2;
 }
 
+/// Flags of extents in a context of a bitmap.
+pub mod dirty_bitmap {
+    /// Dirty.
+    pub const DIRTY: u32 = 1;
+}
+
 /// The context that tells what takes space and what reads as zeroes.
 pub const BASE_ALLOCATION: &str = "base:allocation";
 /// The context that tells which image of a chain holds a range.

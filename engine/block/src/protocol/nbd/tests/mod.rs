@@ -247,6 +247,7 @@ impl Scripted {
             address: Address::Unix(self.path.clone()),
             export: "ex".into(),
             context: None,
+            bitmap: None,
             tls: None,
             reconnect_delay_s: 0,
             open_timeout_s: 0,
