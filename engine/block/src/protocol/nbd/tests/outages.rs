@@ -7,6 +7,7 @@ use super::*;
 
 const SIMPLE: Offer = Offer {
     headers: Headers::Simple,
+    has_bitmap: false,
     has_context: false,
     size: 1 << 20,
     flags: has::HAS_FLAGS | has::SEND_FLUSH,
