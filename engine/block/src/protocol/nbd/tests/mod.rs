@@ -35,18 +35,22 @@ const LIMIT: Duration = Duration::from_secs(60);
 struct Offer {
     headers: Headers,
     has_context: bool,
+    has_bitmap: bool,
     size: u64,
     flags: u16,
     blocks: Option<[u32; 3]>,
 }
 
 const CONTEXT: u32 = 7;
+/// That of the bitmap `b`.
+const BITMAP: u32 = 8;
 
 impl Default for Offer {
     fn default() -> Self {
         Self {
             headers: Headers::Structured,
             has_context: true,
+            has_bitmap: false,
             size: 1 << 20,
             flags: has::HAS_FLAGS
                 | has::SEND_FLUSH
@@ -149,8 +153,13 @@ impl Peer {
             };
             match kind {
                 _ if !is_known => self.answer(kind, reply::ERR_UNSUP, b"never heard of it"),
-                option::SET_META_CONTEXT if offer.has_context => {
-                    self.context(CONTEXT, b"base:allocation");
+                option::SET_META_CONTEXT => {
+                    if offer.has_context {
+                        self.context(CONTEXT, b"base:allocation");
+                    }
+                    if offer.has_bitmap {
+                        self.context(BITMAP, b"qemu:dirty-bitmap:b");
+                    }
                     self.answer(kind, reply::ACK, &[]);
                 }
                 option::GO => {

@@ -239,6 +239,91 @@ fn a_bitmap_that_is_not_there() {
     assert_eq!(opened, Err(NbdError::NoContext));
 }
 
+/// What is known of a bitmap `b` when a server has negotiated in its own way.
+fn bitmap_of(script: impl FnOnce(&mut Peer) + Send + 'static) -> (bool, Option<Vec<String>>) {
+    let server = Scripted::new(move |door| {
+        let mut peer = door.open();
+        script(&mut peer);
+        peer.export_info(1 << 20, 1);
+        peer.answer(option::GO, reply::ACK, &[]);
+        peer.request(Headers::Structured);
+    });
+    let mut options = server.options();
+    options.bitmap = Some("b".into());
+    let known = with_node(options, async |_, node| {
+        let offered = node.offered_bitmaps().map(<[String]>::to_vec);
+        (node.has_bitmap(), offered)
+    });
+    server.finish();
+    known
+}
+
+#[test]
+fn a_bitmap_is_asked_for_beside_the_usual_context() {
+    let known = bitmap_of(|peer| {
+        up_to(peer, option::SET_META_CONTEXT);
+        peer.context(3, b"qemu:dirty-bitmap:b");
+        peer.context(4, b"base:allocation");
+        peer.answer(option::SET_META_CONTEXT, reply::ACK, &[]);
+        assert_eq!(peer.option().0, option::GO);
+    });
+    assert_eq!(known, (true, None));
+}
+
+#[test]
+fn a_missing_bitmap_is_looked_for_among_the_others() {
+    const LIST: u32 = option::LIST_META_CONTEXT;
+    let listed = |names: &'static [&'static [u8]], last: u32| {
+        bitmap_of(move |peer| {
+            up_to(peer, option::SET_META_CONTEXT);
+            peer.context(4, b"base:allocation");
+            peer.answer(option::SET_META_CONTEXT, reply::ACK, &[]);
+            let query = b"\0\0\0\x02ex\0\0\0\x01\0\0\0\x12qemu:dirty-bitmap:";
+            assert_eq!(peer.option(), (LIST, query.to_vec()));
+            for name in names {
+                peer.answer(LIST, reply::META_CONTEXT, &[&[0; 4], *name].concat());
+            }
+            peer.answer(LIST, last, &[]);
+            assert_eq!(peer.option().0, option::GO);
+        })
+    };
+    let names = listed(
+        &[b"qemu:dirty-bitmap:a\n", b"other:x", b"qemu:dirty-bitmap:c"],
+        reply::ACK,
+    );
+    assert_eq!(names, (false, Some(vec!["a ".into(), "c".into()])));
+    assert_eq!(listed(&[], reply::ACK), (false, Some(Vec::new())));
+    assert_eq!(listed(&[], reply::ERR_UNSUP), (false, None));
+    let unknown = bitmap_of(|peer| {
+        up_to(peer, option::SET_META_CONTEXT);
+        peer.answer(option::SET_META_CONTEXT, reply::ERR_UNSUP, &[]);
+        assert_eq!(peer.option().0, option::GO);
+    });
+    assert_eq!(unknown, (false, None));
+}
+
+#[test]
+fn two_contexts_of_one_number_cannot_be_told_apart() {
+    let opened = opening_with(
+        |options| options.bitmap = Some("b".into()),
+        |peer| {
+            up_to(peer, option::SET_META_CONTEXT);
+            peer.context(3, b"qemu:dirty-bitmap:b");
+            peer.context(3, b"base:allocation");
+        },
+    );
+    assert_eq!(opened, Err(NbdError::ManyContexts));
+    let long = |options: &mut Options| options.bitmap = Some("b".repeat(4096));
+    let server = Scripted::new(|_| ());
+    let mut options = server.options();
+    long(&mut options);
+    let opened = on_shards(1, |shard| async move {
+        NbdProtocol::open(&shard, options).await.map(drop)
+    });
+    server.finish();
+    assert_eq!(opened, Err(NbdError::QueryTooLong));
+}
+
 fn read_only(change: impl FnOnce(&mut Options) + Send + 'static) -> Result<(), NbdError> {
     opening_with(change, |peer| {
         peer.negotiate(&Offer {

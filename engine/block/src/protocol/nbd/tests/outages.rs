@@ -9,6 +9,7 @@ use crate::extent::{Content, Extent};
 
 const SIMPLE: Offer = Offer {
     headers: Headers::Simple,
+    has_bitmap: false,
     has_context: false,
     size: 1 << 20,
     flags: has::HAS_FLAGS | has::SEND_FLUSH,

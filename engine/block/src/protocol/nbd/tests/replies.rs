@@ -451,3 +451,174 @@ fn noise_harms_nobody() {
         assert!(first.is_err(), "seed {seed}");
     }
 }
+
+/// How the question of what is dirty from an offset on is answered, and another
+/// request after it. The server's unit is 512 bytes.
+fn dirty(
+    headers: Headers,
+    from: u64,
+    bodies: impl FnOnce(&Request) -> Vec<Vec<u8>> + Send + 'static,
+) -> (IoResult<(Vec<(u64, u64)>, u64)>, IoResult<()>) {
+    let offer = Offer {
+        headers,
+        has_bitmap: true,
+        blocks: Some([512, 4096, 1 << 20]),
+        ..Offer::default()
+    };
+    let server = server(offer, move |peer| {
+        let request = peer.request(headers);
+        assert_eq!((request.command, request.flags), (command::BLOCK_STATUS, 0));
+        assert_eq!((request.offset, request.len), (from, (1 << 20) - from));
+        let kind = match headers {
+            Headers::Extended => chunk::BLOCK_STATUS_EXTENDED,
+            _ => chunk::BLOCK_STATUS,
+        };
+        let bodies = bodies(&request);
+        let last = bodies.len() - 1;
+        for (index, body) in bodies.iter().enumerate() {
+            let flags = if index == last { chunk::DONE } else { 0 };
+            peer.chunk(headers, &request, kind, flags, body);
+        }
+        let len = match headers {
+            Headers::Extended => EXTENDED_REQUEST_BYTES,
+            _ => REQUEST_BYTES,
+        };
+        let mut bytes = vec![0; len];
+        if peer.0.read_exact(&mut bytes).is_ok() {
+            let cookie = u64::from_be_bytes(bytes[8..16].try_into().expect("eight"));
+            let flush = Request { cookie, ..request };
+            peer.chunk(headers, &flush, chunk::NONE, chunk::DONE, &[]);
+        }
+    });
+    let mut options = server.options();
+    options.bitmap = Some("b".into());
+    let results = with_node(options, async move |shard, node| {
+        let found = node.dirty_areas(&shard, from).await;
+        let found = found.map(|(areas, end)| {
+            let areas = areas.iter().map(|area| (area.offset, area.len));
+            (areas.collect(), end)
+        });
+        (found, node.flush(&shard).await)
+    });
+    server.finish();
+    results
+}
+
+fn wide(context: u32, extents: &[(u64, u64)]) -> Vec<u8> {
+    let count = u32::try_from(extents.len()).expect("few");
+    let mut body = [context.to_be_bytes(), count.to_be_bytes()].concat();
+    for (len, flags) in extents {
+        body.extend_from_slice(&len.to_be_bytes());
+        body.extend_from_slice(&flags.to_be_bytes());
+    }
+    body
+}
+
+#[test]
+fn what_is_dirty_is_told_for_both_contexts() {
+    let (found, then) = dirty(Headers::Structured, 0, |_| {
+        vec![
+            narrow(CONTEXT, &[(4096, 3), (1 << 19, 0)]),
+            narrow(BITMAP, &[(1024, 1), (512, 1), (512, 0), (512, 1)]),
+        ]
+    });
+    assert_eq!(found, Ok((vec![(0, 1536), (2048, 512)], 2560)));
+    assert_eq!(then, Ok(()));
+    // It may end behind the export, and say nothing of the usual context.
+    let (found, then) = dirty(Headers::Extended, 4096, |_| {
+        vec![wide(BITMAP, &[(512, 0), (u64::MAX, 1)])]
+    });
+    assert_eq!(found, Ok((vec![(4608, (1 << 20) - 4608)], 1 << 20)));
+    assert_eq!(then, Ok(()));
+}
+
+/// An answer that ends inside of a unit is believed up to that unit.
+#[test]
+fn what_is_dirty_ends_with_a_unit() {
+    let answered = |extents: &'static [(u32, u32)]| {
+        dirty(Headers::Structured, 0, move |_| {
+            vec![narrow(BITMAP, extents)]
+        })
+        .0
+    };
+    assert_eq!(answered(&[(512, 0), (100, 1)]), Ok((vec![], 512)));
+    assert_eq!(answered(&[(512, 1), (100, 1)]), Ok((vec![(0, 512)], 512)));
+    assert_eq!(answered(&[(100, 0)]), Ok((vec![(0, 512)], 512)));
+}
+
+#[test]
+fn long_answers_about_a_bitmap_come_whole() {
+    let (found, then) = dirty(Headers::Structured, 0, |_| {
+        let extents: Vec<(u32, u32)> = (0..2048).map(|n| (512, n % 2)).collect();
+        vec![narrow(BITMAP, &extents)]
+    });
+    let (areas, end) = found.expect("an answer");
+    assert_eq!((areas.len(), end), (1024, 1 << 20));
+    assert_eq!(areas[1023], ((1 << 20) - 512, 512));
+    assert_eq!(then, Ok(()));
+}
+
+#[test]
+fn wrong_answers_about_a_bitmap_end_the_connection() {
+    type Bodies = Vec<Vec<u8>>;
+    let wrong: Vec<(&str, Bodies)> = vec![
+        ("another context", vec![narrow(99, &[(512, 0)])]),
+        ("no length", vec![narrow(BITMAP, &[(512, 0), (0, 1)])]),
+        ("no extents", vec![narrow(BITMAP, &[])]),
+        (
+            "twice",
+            vec![narrow(BITMAP, &[(512, 0)]), narrow(BITMAP, &[(512, 0)])],
+        ),
+        (
+            "the usual twice",
+            vec![narrow(CONTEXT, &[(512, 0)]), narrow(CONTEXT, &[(512, 0)])],
+        ),
+    ];
+    for (what, bodies) in wrong {
+        let (found, then) = dirty(Headers::Structured, 0, |_| bodies);
+        assert_eq!(
+            (found, then),
+            (Err(Errno::EINVAL), Err(Errno::EIO)),
+            "{what}"
+        );
+    }
+    let mut other = wide(BITMAP, &[(512, 0)]);
+    other[7] = 2;
+    let (found, then) = dirty(Headers::Extended, 0, |_| vec![other]);
+    assert_eq!((found, then), (Err(Errno::EINVAL), Err(Errno::EIO)));
+    // Only the usual one.
+    let (found, then) = dirty(Headers::Structured, 0, |_| {
+        vec![narrow(CONTEXT, &[(512, 0)])]
+    });
+    assert_eq!((found, then), (Err(Errno::EIO), Ok(())));
+}
+
+/// Other questions are answered for the bitmap, too, which does not count.
+#[test]
+fn extents_beside_a_bitmap() {
+    let offer = Offer {
+        has_bitmap: true,
+        ..Offer::default()
+    };
+    let server = server(offer, |peer| {
+        let request = peer.request(Headers::Structured);
+        assert_eq!(request.flags, 8);
+        for (context, flags, last) in [(BITMAP, 1, 0), (CONTEXT, 3, chunk::DONE)] {
+            let body = narrow(context, &[(4096, flags)]);
+            peer.chunk(
+                Headers::Structured,
+                &request,
+                chunk::BLOCK_STATUS,
+                last,
+                &body,
+            );
+        }
+    });
+    let mut options = server.options();
+    options.bitmap = Some("b".into());
+    let extent = with_node(options, async |shard, node| {
+        node.extent(&shard, 4096, 8192).await
+    });
+    server.finish();
+    assert_eq!(extent, Ok(Extent::here(Content::Zero, 4096)));
+}
