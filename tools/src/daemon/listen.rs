@@ -4,14 +4,13 @@ use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 
 use nix::sys::socket::{getsockopt, sockopt};
+use ringback_net::Listener;
 use ringback_net::address::resolve;
-use ringback_net::{Address, Listener};
 use ringback_qmp_shim::command_error::CommandError;
 use ringback_qmp_shim::command_line::{InetAddress, SocketAddress, UnixAddress};
 use ringback_ring::{Shard, inherited_descriptor};
 
-/// Longest abstract name of a UNIX socket, in bytes.
-const ABSTRACT_MAX: usize = 107;
+use crate::address::{family, unix_address, unresolved};
 
 fn generic(text: impl Into<String>) -> CommandError {
     CommandError::generic(text)
@@ -41,15 +40,7 @@ pub(super) async fn listen(
 }
 
 fn listen_unix(unix: &UnixAddress) -> Result<Listener, CommandError> {
-    let address = if unix.is_abstract {
-        let mut name = unix.path.clone().into_bytes();
-        if !unix.is_tight {
-            name.resize(ABSTRACT_MAX, 0);
-        }
-        Address::Abstract(name)
-    } else {
-        Address::Unix(unix.path.clone().into())
-    };
+    let address = unix_address(unix).map_err(generic)?;
     address.listen().map_err(|error| {
         let path = &unix.path;
         generic(format!("Failed to bind socket to {path}: {}", text(&error)))
@@ -57,12 +48,7 @@ fn listen_unix(unix: &UnixAddress) -> Result<Listener, CommandError> {
 }
 
 fn listen_inet(inet: &InetAddress) -> Result<Listener, CommandError> {
-    let unresolved = |why: &str| {
-        let (host, port) = (&inet.host, &inet.port);
-        generic(format!(
-            "address resolution failed for {host}:{port}: {why}"
-        ))
-    };
+    let unresolved = |why: &str| generic(unresolved(inet, why));
     // As strtol and getaddrinfo have it, only the lower half of a number counts.
     let number: u64 = match inet.port.as_str() {
         "" => 0,
@@ -71,15 +57,7 @@ fn listen_inet(inet: &InetAddress) -> Result<Listener, CommandError> {
             .map_err(|_| unresolved("Servname not supported for ai_socktype"))?,
     };
     let port = u16::try_from(number & 0xffff).expect("sixteen bits");
-    if inet.numeric && !inet.host.is_empty() && inet.host.parse::<std::net::IpAddr>().is_err() {
-        return Err(unresolved("Name or service not known"));
-    }
-    let is_ipv4 = match (inet.ipv4, inet.ipv6) {
-        (Some(true), Some(true)) | (None, None) => None,
-        (Some(is_ipv4), None) => Some(is_ipv4),
-        (None, Some(is_ipv6)) => Some(!is_ipv6),
-        (Some(is_ipv4), Some(_)) => Some(is_ipv4),
-    };
+    let is_ipv4 = family(inet).map_err(generic)?;
     let resolved = resolve(&inet.host, port, is_ipv4);
     let mut addresses = resolved.map_err(|error| match error.raw_os_error() {
         None => unresolved("Name or service not known"),

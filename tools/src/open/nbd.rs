@@ -4,10 +4,9 @@ use ringback_block::graph::NodeSpec;
 use ringback_block::protocol::nbd::{Options, Tls};
 use ringback_net::{Address, ClientCredentials};
 use ringback_qmp_shim::blockdev::{NbdOptions, Settings};
-use ringback_qmp_shim::command_line::{InetAddress, SocketAddress, UnixAddress};
+use ringback_qmp_shim::command_line::{InetAddress, SocketAddress};
 
-/// Longest path of a UNIX socket, in bytes.
-const PATH_MAX: usize = 107;
+use crate::address::{family, unix_address, unresolved};
 
 /// How the servers of NBD nodes are spoken to.
 #[derive(Clone, Copy)]
@@ -67,47 +66,19 @@ fn address(server: &SocketAddress) -> Result<Address, String> {
     }
 }
 
-fn unix_address(unix: &UnixAddress) -> Result<Address, String> {
-    let path = &unix.path;
-    if path.len() > PATH_MAX {
-        return Err(format!("UNIX socket path '{path}' is too long"));
-    }
-    if path.contains('\0') {
-        return Err("The path of a UNIX socket contains a NUL character".into());
-    }
-    if !unix.is_abstract {
-        return Ok(Address::Unix(path.into()));
-    }
-    let mut name = path.clone().into_bytes();
-    if !unix.is_tight {
-        name.resize(PATH_MAX, 0);
-    }
-    Ok(Address::Abstract(name))
-}
-
 fn inet_address(inet: &InetAddress) -> Result<Address, String> {
-    let (host, port) = (&inet.host, &inet.port);
-    let unresolved = |why: &str| format!("address resolution failed for {host}:{port}: {why}");
     // Names of services are not looked up.
-    let number = port
+    let port = inet
+        .port
         .parse()
-        .map_err(|_| unresolved("Servname not supported for ai_socktype"))?;
-    let is_number = host.parse::<std::net::IpAddr>().is_ok();
-    if host.is_empty() || (inet.numeric && !is_number) {
-        return Err(unresolved("Name or service not known"));
+        .map_err(|_| unresolved(inet, "Servname not supported for ai_socktype"))?;
+    if inet.host.is_empty() {
+        return Err(unresolved(inet, "Name or service not known"));
     }
-    let is_ipv4 = match (inet.ipv4, inet.ipv6) {
-        (Some(false), Some(false)) => {
-            return Err("Cannot disable IPv4 and IPv6 at same time".into());
-        }
-        (Some(true), Some(true)) | (None, None) => None,
-        (Some(is_ipv4), _) => Some(is_ipv4),
-        (None, Some(is_ipv6)) => Some(!is_ipv6),
-    };
     Ok(Address::Tcp {
-        host: host.clone(),
-        port: number,
-        is_ipv4,
+        host: inet.host.clone(),
+        port,
+        is_ipv4: family(inet)?,
     })
 }
 
@@ -139,20 +110,5 @@ mod tests {
         };
         assert!(inet_address(&numeric).is_err());
         assert!(inet_address(&inet("::1", "10809")).is_ok());
-    }
-
-    #[test]
-    fn abstract_names_can_be_filled_up() {
-        let unix = |is_tight| UnixAddress {
-            path: "a".into(),
-            is_abstract: true,
-            is_tight,
-        };
-        assert_eq!(
-            unix_address(&unix(true)),
-            Ok(Address::Abstract(b"a".to_vec()))
-        );
-        let filled = unix_address(&unix(false));
-        assert!(matches!(filled, Ok(Address::Abstract(name)) if name.len() == PATH_MAX));
     }
 }
