@@ -26,7 +26,7 @@ const LATENCIES: [(&str, Option<&str>); 7] = [
     ("/fleecing/read_latency", None),
 ];
 
-const SETTINGS: [&str; 32] = [
+const SETTINGS: [&str; 33] = [
     "source",
     "target",
     "image-opts",

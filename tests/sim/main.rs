@@ -110,7 +110,7 @@ fn assert_found(fault: Fault) {
 }
 
 fn assert_found_in(scene: Scene, fault: Fault) {
-    let found = run_many(scene, 1000, Some(fault));
+    let found = run_many(scene, 4000, Some(fault));
     let (seed, what) = found.unwrap_or_else(|| panic!("{fault:?} was not found"));
     println!("{fault:?} was found by seed {seed}: {what}");
 }

@@ -110,7 +110,7 @@ fn plan(random: &mut Random) -> Plan {
         guests: 1 + random.below(5),
         stripe: 500 + random.below(stripe_max),
         unaligned,
-        readers: random.below(4),
+        readers: random.below(8),
         discards: random.below(4) == 0,
         on_cbw_error: [OnCbwError::BreakGuestWrite, OnCbwError::BreakSnapshot][random.index(2)],
         cbw_timeout_ns: if timeout {

@@ -452,13 +452,16 @@ fn noise_harms_nobody() {
     }
 }
 
+/// Offsets and lengths of what is dirty, and up to where that is known.
+type Found = (Vec<(u64, u64)>, u64);
+
 /// How the question of what is dirty from an offset on is answered, and another
 /// request after it. The server's unit is 512 bytes.
 fn dirty(
     headers: Headers,
     from: u64,
     bodies: impl FnOnce(&Request) -> Vec<Vec<u8>> + Send + 'static,
-) -> (IoResult<(Vec<(u64, u64)>, u64)>, IoResult<()>) {
+) -> (IoResult<Found>, IoResult<()>) {
     let offer = Offer {
         headers,
         has_bitmap: true,
