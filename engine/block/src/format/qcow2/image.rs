@@ -175,6 +175,12 @@ impl Qcow2 {
         self.frame.geometry.cluster_size
     }
 
+    /// What a write takes hold of at least: a cluster, or a part of it with a state
+    /// of its own.
+    pub(crate) fn allocation_unit(&self) -> u64 {
+        self.frame.geometry.subcluster_size
+    }
+
     /// Where guest data is read and written.
     pub(super) fn data(&self) -> &Child {
         match &self.data_file {
