@@ -552,6 +552,17 @@ impl Graph {
         }
     }
 
+    /// Lets requests fail that wait below a node for a server that is gone.
+    pub(crate) fn stop_waiting(&self, name: &str) {
+        if let Some(export) = self.export(name) {
+            export.stop_waiting();
+        } else if let Some(node) = self.nodes.get(name) {
+            for child in children(&node.kind) {
+                self.stop_waiting(child);
+            }
+        }
+    }
+
     /// Removes a node that nothing uses. An image is written and closed first.
     ///
     /// # Errors
