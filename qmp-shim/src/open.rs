@@ -405,7 +405,7 @@ impl Pending {
             is_protocol: true,
             depth: self.depth + 1,
         };
-        open_child(&mut reader, "file", filename, place)
+        open_child(&mut reader, "file", filename, place, &self.given)
     }
 
     /// Reads the options of a node whose driver is known.
@@ -434,6 +434,7 @@ impl Pending {
             driver,
             depth: self.depth,
             no_backing: self.no_backing,
+            given: &self.given,
             backing: Map::new(),
         };
         let options = DriverOptions::read(driver, &mut reader, &mut children)?;
@@ -480,18 +481,20 @@ impl Pending {
 }
 
 /// Children in the older interface: options, a file name, or a reference.
-struct FlatChildren {
+struct FlatChildren<'a> {
     /// The child `file`, which is opened before its parent's options are read.
     file: Option<Child<OpenNode>>,
     settings: Settings,
     driver: Driver,
     depth: usize,
     no_backing: bool,
+    /// Options of the parent as they were given, children's included.
+    given: &'a Map<String, Value>,
     /// Options of the backing file, until somebody asks for it.
     backing: Map<String, Value>,
 }
 
-impl FlatChildren {
+impl FlatChildren<'_> {
     fn place(&self) -> Place {
         Place {
             inherited: CommonOptions::default().settle(Some(&self.settings)),
@@ -501,7 +504,7 @@ impl FlatChildren {
     }
 }
 
-impl Children for FlatChildren {
+impl Children for FlatChildren<'_> {
     type Node = OpenNode;
 
     fn optional(
@@ -515,13 +518,13 @@ impl Children for FlatChildren {
             return Ok(self.file.take());
         }
         if role == Role::Data {
-            return open_strict_child(reader, name, self.place());
+            return open_strict_child(reader, name, self.place(), self.given);
         }
         let filename = match name {
             "image" => reader.text("x-image")?,
             _ => None,
         };
-        open_child(reader, name, filename.as_deref(), self.place())
+        open_child(reader, name, filename.as_deref(), self.place(), self.given)
     }
 
     fn required(
@@ -552,11 +555,26 @@ impl Children for FlatChildren {
             )),
             Some(Value::String(node)) => Ok(Some(Backing::Child(Child::Node(node)))),
             _ => {
-                self.backing = said.options;
+                self.backing = as_given(said.options, self.given, "backing");
                 Ok(None)
             }
         }
     }
+}
+
+/// A child's options with the numbers and booleans that its parent was given: names
+/// of files show them as such.
+fn as_given(
+    mut options: Map<String, Value>,
+    given: &Map<String, Value>,
+    child: &str,
+) -> Map<String, Value> {
+    for (key, value) in &mut options {
+        if let Some(typed) = given.get(&format!("{child}.{key}")) {
+            *value = typed.clone();
+        }
+    }
+    options
 }
 
 /// A child by reference, by options, or by file name; none of them is none.
@@ -565,6 +583,7 @@ fn open_child(
     name: &'static str,
     filename: Option<&str>,
     place: Place,
+    given: &Map<String, Value>,
 ) -> Result<Option<Child<OpenNode>>> {
     let said = reader.flat_child(name);
     match said.reference {
@@ -574,7 +593,8 @@ fn open_child(
         Some(Value::String(node)) => Ok(Some(Child::Node(node))),
         _ if filename.is_none() && said.options.is_empty() => Ok(None),
         _ => {
-            let node = open_node(filename, said.options, place)?;
+            let options = as_given(said.options, given, name);
+            let node = open_node(filename, options, place)?;
             Ok(Some(Child::Options(Box::new(node))))
         }
     }
@@ -586,6 +606,7 @@ fn open_strict_child(
     reader: &mut Reader<'_>,
     name: &'static str,
     place: Place,
+    given: &Map<String, Value>,
 ) -> Result<Option<Child<OpenNode>>> {
     let said = reader.flat_child(name);
     match said.reference {
@@ -596,7 +617,8 @@ fn open_strict_child(
     let tree = nest(&said.options)?;
     let strict = Reader::inside(&tree, Leaves::Text, format!("{name}."));
     BlockdevOptions::read_nested(strict, place.depth)?;
-    let node = open_node(None, said.options, place)?;
+    let options = as_given(said.options, given, name);
+    let node = open_node(None, options, place)?;
     Ok(Some(Child::Options(Box::new(node))))
 }
 

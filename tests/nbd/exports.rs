@@ -235,6 +235,31 @@ fn an_export_with_clients_goes_only_by_force() {
     }
 }
 
+/// What was exported of a drive is what lies in it.
+#[test]
+fn an_export_of_a_drive_goes_with_the_medium() {
+    let scratch = scratch();
+    let words = [
+        "--drive",
+        "if=none,media=cdrom,id=drv,file.driver=null-co,file.size=1M,node-name=n",
+        "--nbd-server",
+        &format!("addr.type=unix,addr.path={SOCKET}"),
+    ];
+    let mut daemon = Daemon::start(Program::Ringback, scratch.path(), &words);
+    let add = json!({ "device": "drv", "name": "of-drive" });
+    daemon.qmp.run("nbd-server-add", &add);
+    let add = json!({ "device": "drv", "name": "idle" });
+    daemon.qmp.run("nbd-server-add", &add);
+    let mut client = Client::go(&scratch.join(SOCKET), Mode::Simple, "of-drive", &[]);
+    daemon.qmp.run("eject", &json!({ "device": "drv" }));
+    assert!(client.is_hung_up());
+    deleted(&mut daemon, "idle");
+    deleted(&mut daemon, "of-drive");
+    let exports = daemon.qmp.run("query-block-exports", &json!({}));
+    assert_eq!(exports, json!([]));
+    let _ = daemon.quit();
+}
+
 #[test]
 fn a_server_takes_the_place_of_the_one_before() {
     let scratch = scratch();

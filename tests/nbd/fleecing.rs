@@ -198,6 +198,55 @@ fn an_overlay_shows_the_point_in_time_under_a_guests_writes() {
     program(directory, &["qemu-img", "check", "-q", "a.qcow2"]);
 }
 
+/// A device that lets nobody else write does not forbid the overlay below which it
+/// writes itself: what it overwrites is saved first.
+#[test]
+fn an_overlay_of_the_disk_of_a_device() {
+    if !needs(NEEDED) {
+        return;
+    }
+    let scratch = scratch();
+    let directory = scratch.path();
+    make(directory, "a.qcow2", 1);
+    let words = [
+        "--nbd-server",
+        &format!("addr.type=unix,addr.path={SOCKET}"),
+        "--blockdev",
+        "qcow2,node-name=a,file.driver=file,file.filename=a.qcow2",
+        "--device",
+        "virtio-scsi,id=scsi0",
+        "--device",
+        "scsi-hd,id=hd0,drive=a",
+    ];
+    let filter = json!({
+        "driver": "copy-before-write", "node-name": "cbw", "file": "a", "target": "fleece-a",
+    });
+    let backup = json!({ "job-id": "j", "device": "a", "target": "fleece-a", "sync": "none" });
+    for by_job in [true, false] {
+        program(directory, &["cp", "a.qcow2", "before.qcow2"]);
+        let mut daemon = Daemon::start(Program::Ringback, directory, &words);
+        let overlay = add_overlay(&mut daemon, directory, "a");
+        if by_job {
+            daemon.qmp.run("blockdev-backup", &backup);
+        } else {
+            daemon.qmp.run("blockdev-add", &filter);
+            let set = json!({ "path": "hd0", "property": "drive", "value": "cbw" });
+            daemon.qmp.run("qom-set", &set);
+        }
+        export(&mut daemon, &overlay, &json!({}));
+        let pattern = if by_job { 7 } else { 8 };
+        let line = format!("qemu-io -d hd0 \"write -P {pattern} 1000k 3M\"");
+        let line = json!({ "command-line": line });
+        assert_eq!(daemon.qmp.run("human-monitor-command", &line), "");
+        copy(directory, &overlay, "copy.raw");
+        equal(directory, "copy.raw", "before.qcow2");
+        let _ = daemon.quit();
+        let read = format!("read -P {pattern} 1000k 3M");
+        let said = program(directory, &["qemu-io", "-r", "-c", &read, "a.qcow2"]);
+        assert!(!said.contains("failed"), "{said}");
+    }
+}
+
 fn deadline() -> std::time::Instant {
     std::time::Instant::now() + ringback_tests::process::LIMIT
 }

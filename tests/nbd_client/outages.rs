@@ -83,6 +83,30 @@ fn a_backup_goes_on_when_its_server_is_back() {
     assert_identical(&directory.join("disk.raw"), &directory.join("copy.raw"));
 }
 
+/// Requests that wait for the server do not hold up the end.
+#[test]
+fn a_backup_is_cancelled_while_its_server_is_gone() {
+    if !needs(NBDKIT) {
+        return;
+    }
+    let scratch = scratch();
+    let directory = scratch.path();
+    blank(&directory.join("copy.raw"), SIZE);
+    let server = slow(directory);
+    // Longer than a test may last.
+    let mut daemon = daemon(directory, &server, 3600);
+    start(&mut daemon);
+    wait_until_under_way(&mut daemon);
+    server.kill();
+    assert_eq!(job(&mut daemon)["status"], "running");
+    daemon.qmp.run("job-cancel", &json!({ "id": "j" }));
+    daemon.qmp.wait_job("j", "concluded");
+    let events = daemon.qmp.take_events();
+    let error = events.iter().find(|event| event.name == "BLOCK_JOB_ERROR");
+    assert!(error.is_none(), "{error:?}");
+    daemon.quit();
+}
+
 #[test]
 fn without_a_delay_a_backup_fails_and_the_next_one_succeeds() {
     if !needs(NBDKIT) {

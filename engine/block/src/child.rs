@@ -53,10 +53,10 @@ impl Child {
     }
 
     /// Unit in which it is told who holds what, in bytes; a power of two.
-    pub(crate) fn cluster_size(&self) -> u64 {
+    pub(crate) fn allocation_unit(&self) -> u64 {
         match self {
             Self::Storage(storage) => storage.protocol().request_alignment(),
-            Self::Path(path) => path.cluster_size(),
+            Self::Path(path) => path.allocation_unit(),
         }
     }
 

@@ -139,12 +139,12 @@ impl Path {
     }
 
     /// Unit in which it is told who holds what, in bytes; a power of two.
-    pub(crate) fn cluster_size(&self) -> u64 {
+    pub(crate) fn allocation_unit(&self) -> u64 {
         match &self.base {
             Base::Storage(storage) => storage.protocol().request_alignment(),
-            Base::Image(image) => image.cluster_size(),
+            Base::Image(image) => image.allocation_unit(),
             Base::Snapshot(_) => 1,
-            Base::BlkDebug(_, child) | Base::CopyOnRead(_, child) => child.cluster_size(),
+            Base::BlkDebug(_, child) | Base::CopyOnRead(_, child) => child.allocation_unit(),
         }
     }
 

@@ -159,6 +159,11 @@ fn nbd_name(own: &Map<String, Value>) -> Option<String> {
             None => format!("nbd+unix://?socket={path}"),
         });
     }
+    // What else the address says has no place in a name.
+    let says_more = ["server.ipv4", "server.ipv6", "server.to"];
+    if says_more.iter().any(|key| own.contains_key(*key)) {
+        return None;
+    }
     let host = text(&["server.host", "host"])?;
     let port = text(&["server.port", "port"]).unwrap_or(NBD_PORT);
     Some(match export {

@@ -370,6 +370,15 @@ fn names_say_what_matters() {
             "q".to_owned(),
         ),
         (
+            "driver=nbd,server.type=inet,server.host=h,server.port=1,export=e",
+            "nbd://h:1/e".to_owned(),
+        ),
+        (
+            "driver=nbd,server.type=inet,server.host=h,server.port=1,server.ipv6=on",
+            r#"json:{"driver": "nbd", "server.host": "h", "server.ipv6": "on", "#.to_owned()
+                + r#""server.port": "1", "server.type": "inet"}"#,
+        ),
+        (
             "driver=blkdebug,image.driver=null-co",
             "blkdebug::null-co://".to_owned(),
         ),
@@ -397,6 +406,11 @@ fn names_say_what_matters() {
     assert_eq!(
         name(&numbers).to_string(),
         r#"json:{"driver": "null-co", "read-zeroes": true, "size": 512}"#
+    );
+    let below = r#"json:{"driver":"raw","file":{"driver":"null-co","size":512}}"#;
+    assert_eq!(
+        name(&driver(by_name(below).unwrap())).to_string(),
+        r#"json:{"driver": "raw", "file": {"driver": "null-co", "size": 512}}"#
     );
 }
 

@@ -20,6 +20,7 @@ use super::Reply;
 use super::control::Control;
 use super::export_bitmaps::HeldBitmap;
 use super::inbox::Message;
+use super::jobs::SOON_NS;
 use super::listen::listen;
 use crate::open::reason;
 
@@ -41,6 +42,8 @@ struct BlockExport {
     number: u64,
     user: UserId,
     nbd: Arc<nbd::Export>,
+    /// It was asked for by the name of this drive, and goes with the medium.
+    drive: Option<String>,
     /// What nobody else may change as long as it is there.
     bitmaps: Vec<HeldBitmap>,
     is_shutting_down: bool,
@@ -167,6 +170,7 @@ impl Control {
             number,
             user,
             nbd,
+            drive: None,
             bitmaps,
             is_shutting_down: false,
         });
@@ -216,6 +220,7 @@ impl Control {
     pub(super) async fn nbd_server_add(&mut self, add: NbdServerAdd) -> Reply {
         self.exports.server()?;
         let node = self.find_node(Some(&add.device), Some(&add.device))?;
+        let is_drive = self.node_of_device(&add.device).is_some();
         let name = add.name.unwrap_or_else(|| add.device.clone());
         let bitmaps = add.bitmap.map(|name| ExportBitmap { node: None, name });
         let export = Export {
@@ -234,7 +239,21 @@ impl Control {
             }),
         };
         export.check()?;
-        self.block_export_add(&export).await
+        self.add_export(&export).await?;
+        if is_drive && let Some(added) = self.exports.all.last_mut() {
+            added.drive = Some(add.device);
+        }
+        Ok(json!({}))
+    }
+
+    /// Ends what was exported of a drive whose medium is taken out.
+    pub(super) async fn end_exports_of_drive(&mut self, drive: &str) {
+        let all = self.exports.all.iter();
+        let ended = all.filter(|export| export.drive.as_deref() == Some(drive));
+        let ended: Vec<u64> = ended.map(|export| export.number).collect();
+        for number in ended {
+            self.end_export(number).await;
+        }
     }
 
     pub(super) async fn nbd_server_remove(
@@ -256,25 +275,46 @@ impl Control {
             return Err(generic(format!("Export '{id}' is already shutting down")));
         }
         let (number, nbd) = (export.number, Arc::clone(&export.nbd));
-        let server = self.exports.server()?;
-        if server.remove_unused(&nbd) {
-            self.finish_export(number).await;
+        if mode == Some(BlockExportRemoveMode::Hard) {
+            self.end_export(number).await;
             return Ok(json!({}));
         }
-        if mode != Some(BlockExportRemoveMode::Hard) {
+        // Who has just hung up may not have been noticed yet.
+        let deadline_ns = self.shard.now_ns().saturating_add(SOON_NS);
+        nbd.clients.gone_until(&self.shard, deadline_ns).await;
+        if !self.exports.server()?.remove_unused(&nbd) {
             return Err(generic(format!("export '{id}' still in use")));
         }
+        self.finish_export(number).await;
+        Ok(json!({}))
+    }
+
+    /// Nobody can choose an export any more, its clients are cut, and it goes when
+    /// the last of their requests has ended.
+    async fn end_export(&mut self, number: u64) {
+        let Some(server) = &self.exports.server else {
+            return;
+        };
+        let mut all = self.exports.all.iter_mut();
+        let Some(export) = all.find(|export| export.number == number) else {
+            return;
+        };
+        if export.is_shutting_down {
+            return;
+        }
+        let nbd = Arc::clone(&export.nbd);
+        if server.remove_unused(&nbd) {
+            self.finish_export(number).await;
+            return;
+        }
+        export.is_shutting_down = true;
         server.remove(&nbd);
         server.cut(&nbd).await;
-        for export in &mut self.exports.all {
-            export.is_shutting_down |= export.number == number;
-        }
         let (shard, address) = (self.shard.clone(), self.address.clone());
         self.shard.spawn(async move {
             nbd.clients.gone(&shard).await;
             address.send(Message::ExportIdle { number });
         });
-        Ok(json!({}))
     }
 
     /// Nobody uses an export any more that nobody can choose any more.

@@ -15,7 +15,7 @@ use super::control::Control;
 /// A command that lets a job end or stand still is answered when that has
 /// happened, if it happens as soon as this, in nanoseconds. A slow target must
 /// not keep the monitor.
-const SOON_NS: u64 = 50_000_000;
+pub(super) const SOON_NS: u64 = 50_000_000;
 
 impl Control {
     pub(super) fn query_jobs(&self) -> Value {

@@ -46,6 +46,19 @@ pub(crate) fn reason(error: GraphError) -> String {
     }
 }
 
+/// The same for a person: what helps follows on lines of its own.
+pub(crate) fn reason_with_hint(error: GraphError) -> String {
+    let hint = match &error {
+        GraphError::Nbd(error) => error.hint(),
+        _ => None,
+    };
+    let text = reason(error);
+    match hint {
+        Some(hint) => format!("{text}\n{hint}"),
+        None => text,
+    }
+}
+
 /// A regular file or a device of the host.
 pub(super) fn file(options: &FileOptions, settings: &Settings) -> Result<NodeSpec, String> {
     if options.filename.is_empty() {

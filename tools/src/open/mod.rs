@@ -77,8 +77,9 @@ pub(crate) struct Opener<'a> {
     /// In the order of opening.
     nodes: Vec<String>,
     warnings: Vec<String>,
-    /// Says so if a format that may be written was only guessed.
-    tells_of_guesses: bool,
+    /// A person reads what it says: that a format which may be written was only
+    /// guessed, and what may help after an error.
+    is_for_people: bool,
     /// Of the backing file opened last, which is the topmost image's.
     backing_driver: Option<&'static str>,
 }
@@ -108,7 +109,7 @@ pub(crate) async fn open(
     graph: &mut Graph,
     notify: Notify,
     node: OpenNode,
-    tells_of_guesses: bool,
+    is_for_people: bool,
     servers: Servers<'_>,
     known: &mut BTreeMap<String, Opened>,
 ) -> Result<Chain, String> {
@@ -120,7 +121,7 @@ pub(crate) async fn open(
         known,
         nodes: Vec::new(),
         warnings: Vec::new(),
-        tells_of_guesses,
+        is_for_people,
         backing_driver: None,
     };
     match opener.open_node(node).await {
@@ -198,7 +199,7 @@ impl Opener<'_> {
     /// A guest could make a raw image look like another format, whose header could
     /// name any file as its backing file.
     fn tell_of_guess(&self, file: &Opened) {
-        if !self.tells_of_guesses {
+        if !self.is_for_people {
             return;
         }
         let name = &file.name;
@@ -230,7 +231,10 @@ impl Opener<'_> {
             }
             None => self.graph.add_unnamed(self.shard, spec).await,
         };
-        let node = added.map_err(drivers::reason)?;
+        let node = added.map_err(|error| match self.is_for_people {
+            true => drivers::reason_with_hint(error),
+            false => drivers::reason(error),
+        })?;
         self.nodes.push(node.clone());
         Ok(node)
     }

@@ -206,6 +206,10 @@ impl Control {
     }
 
     pub(crate) fn handle_error(&self, error: CopyError) -> Action {
+        if self.failure() == Some(JobError::Cancelled) {
+            // What waited for a target that is gone was told to fail.
+            return Action::Report;
+        }
         let policy = match error.side {
             Side::Source => self.on_source_error,
             Side::Target => self.on_target_error,

@@ -3,7 +3,7 @@
 //!
 //! # Order
 //!
-//! What lacks is copied cluster by cluster, alone on its clusters: changes that
+//! What lacks is copied in the image's units, alone on them: changes that
 //! come through this filter wait for it, and it waits for those in flight.
 //! Alone, the copier looks again at what lacks. So it never overwrites what a
 //! guest has written. A read of what is there already waits for nobody.
@@ -25,13 +25,13 @@ use crate::request::ZeroFlags;
 use crate::span::Span;
 use crate::units::{in_memory, is_zero};
 
-/// A copy takes at most this many bytes at once, or one cluster.
+/// A copy takes at most this many bytes at once, or one unit.
 const SLICE: u64 = 1 << 20;
 
 /// What the filter asks of the node below it.
 pub(crate) trait Below {
     fn size(&self) -> u64;
-    fn cluster_size(&self) -> u64;
+    fn allocation_unit(&self) -> u64;
     async fn read(
         &self,
         shard: &Shard,
@@ -55,8 +55,8 @@ impl Below for Child {
         Child::size(self)
     }
 
-    fn cluster_size(&self) -> u64 {
-        Child::cluster_size(self)
+    fn allocation_unit(&self) -> u64 {
+        Child::allocation_unit(self)
     }
 
     async fn read(
@@ -125,7 +125,7 @@ impl CopyOnRead {
     }
 
     async fn fill<B: Below>(&self, shard: &Shard, file: &B, span: Span) -> IoResult<()> {
-        let unit = file.cluster_size();
+        let unit = file.allocation_unit();
         let mut rest = span;
         while let Some(missing) = first_missing(shard, file, rest).await? {
             let whole = missing.span.widen(unit);
@@ -137,7 +137,7 @@ impl CopyOnRead {
         Ok(())
     }
 
-    /// Whole clusters, as far as the image reaches.
+    /// Whole units, as far as the image reaches.
     async fn copy<B: Below>(&self, shard: &Shard, file: &B, slice: Span) -> IoResult<()> {
         let _turn = self.in_flight.enter_exclusive(shard, slice).await;
         let mut rest = slice;
@@ -313,7 +313,7 @@ mod tests {
             SIZE
         }
 
-        fn cluster_size(&self) -> u64 {
+        fn allocation_unit(&self) -> u64 {
             CLUSTER
         }
 

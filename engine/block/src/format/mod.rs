@@ -51,10 +51,10 @@ impl Image {
     }
 
     /// Unit in which it is told who holds what, in bytes.
-    pub(crate) fn cluster_size(&self) -> u64 {
+    pub(crate) fn allocation_unit(&self) -> u64 {
         match self {
-            Self::Raw { file, .. } => file.cluster_size(),
-            Self::Qcow2 { image, .. } => image.cluster_size(),
+            Self::Raw { file, .. } => file.allocation_unit(),
+            Self::Qcow2 { image, .. } => image.allocation_unit(),
         }
     }
 

@@ -2,7 +2,7 @@
 //! and formats, checked against each other, and shown to other processes.
 
 use super::permissions::{Access, Claim, Role, check_claims, lock};
-use super::{Graph, GraphError, Kind};
+use super::{Graph, GraphError, Kind, children};
 use ringback_ring::lock::Permission;
 
 impl Graph {
@@ -86,9 +86,20 @@ impl Graph {
     }
 
     /// Whether somebody who uses an overlay would mind it if the disk below changed.
+    /// Whoever comes to it as the target of a filter does not: the filter saves what
+    /// changes.
     fn is_minded_above(&self, overlay: &str) -> bool {
         let mut users = self.users.values();
-        users.any(|user| user.access.alone_writing && self.reaches(&user.node, overlay))
+        users.any(|user| user.access.alone_writing && self.sees(&user.node, overlay))
+    }
+
+    /// Whether a node stands on another one, other than by a filter's target.
+    fn sees(&self, from: &str, name: &str) -> bool {
+        from == name
+            || self.nodes.get(from).is_some_and(|node| match &node.kind {
+                Kind::CopyBeforeWrite { file, .. } => self.sees(file, name),
+                kind => children(kind).iter().any(|child| self.sees(child, name)),
+            })
     }
 
     /// What filters do on the disk below them. Whoever writes there must come

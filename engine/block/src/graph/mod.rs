@@ -477,7 +477,7 @@ impl Graph {
     pub(super) fn block_size(&self, name: &str) -> Result<u64, GraphError> {
         let kind = &self.node(name)?.kind;
         match kind {
-            Kind::Qcow2 { image, .. } => Ok(image.subcluster_size()),
+            Kind::Qcow2 { image, .. } => Ok(image.allocation_unit()),
             Kind::Protocol { storage, .. } => Ok(storage.protocol().request_alignment()),
             kind => main_child(kind).map_or(Ok(1), |child| self.block_size(child)),
         }
@@ -560,6 +560,17 @@ impl Graph {
                 Protocol::File(_) | Protocol::Null(_) => None,
             },
             _ => None,
+        }
+    }
+
+    /// Lets requests fail that wait below a node for a server that is gone.
+    pub(crate) fn stop_waiting(&self, name: &str) {
+        if let Some(export) = self.export(name) {
+            export.stop_waiting();
+        } else if let Some(node) = self.nodes.get(name) {
+            for child in children(&node.kind) {
+                self.stop_waiting(child);
+            }
         }
     }
 

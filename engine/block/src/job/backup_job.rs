@@ -278,6 +278,10 @@ impl BackupJob {
         self.running.as_ref()
     }
 
+    pub(super) fn target(&self) -> &str {
+        &self.target
+    }
+
     pub(super) fn progress(&self) -> Progress {
         self.filter.progress()
     }

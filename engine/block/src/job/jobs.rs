@@ -381,7 +381,7 @@ impl Jobs {
                     job.end = Some(End::Cancelled);
                     self.set_status(member, Status::Aborting);
                 }
-                Status::Running | Status::Paused => self.stop_work(member),
+                Status::Running | Status::Paused => self.stop_work(graph, member),
                 _ => {}
             }
         }
@@ -398,8 +398,9 @@ impl Jobs {
         }
     }
 
-    /// Tells a job's work to end; that it has, is told by [`Self::step`].
-    fn stop_work(&mut self, index: usize) {
+    /// Tells a job's work to end; that it has, is told by [`Self::step`]. A target
+    /// that is gone does not hold it up.
+    fn stop_work(&mut self, graph: &Graph, index: usize) {
         let job = &mut self.jobs[index];
         job.cancelled = true;
         job.paused = false;
@@ -407,6 +408,7 @@ impl Jobs {
             && let Some(running) = backup.running()
         {
             running.control().cancel();
+            graph.stop_waiting(backup.target());
         }
     }
 
@@ -554,7 +556,7 @@ impl Jobs {
                 if job.status == Status::Paused {
                     self.set_status(index, Status::Running);
                 }
-                self.stop_work(index);
+                self.stop_work(graph, index);
             }
         }
         Ok(())

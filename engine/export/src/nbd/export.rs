@@ -63,6 +63,12 @@ impl Clients {
     pub async fn gone(&self, shard: &Shard) {
         shard.wait(&[&self.left], None, || self.count() == 0).await;
     }
+
+    /// The same, but not longer than until this time of the shard's.
+    pub async fn gone_until(&self, shard: &Shard, deadline_ns: u64) {
+        let gone = || self.count() == 0;
+        shard.wait(&[&self.left], Some(deadline_ns), gone).await;
+    }
 }
 
 /// A client that has chosen an export, until dropped.

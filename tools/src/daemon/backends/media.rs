@@ -149,6 +149,10 @@ impl Control {
     }
 
     async fn take_medium(&mut self, index: usize) {
+        let drive = self.backends[index].name().to_owned();
+        if !drive.is_empty() {
+            self.end_exports_of_drive(&drive).await;
+        }
         if let Some(hold) = self.backends[index].hold.take() {
             self.backends[index].past = hold.attachment.usage().await;
             self.let_go(hold).await;

@@ -175,8 +175,9 @@ impl Qcow2 {
         self.frame.geometry.cluster_size
     }
 
-    /// Bytes of a subcluster; of a cluster in an image that has none.
-    pub(crate) fn subcluster_size(&self) -> u64 {
+    /// What a write takes hold of at least: a cluster, or a part of it with a state
+    /// of its own.
+    pub(crate) fn allocation_unit(&self) -> u64 {
         self.frame.geometry.subcluster_size
     }
 

@@ -210,6 +210,17 @@ impl NbdProtocol {
         self.shared.is_writable()
     }
 
+    /// Nobody is interested any more in what waits for a server that is gone: it
+    /// fails at once. The server is still looked for.
+    pub fn stop_waiting(&self) {
+        let node = self.shared.node;
+        self.set.run_on(self.shared.owner, move |shard| {
+            if let Some(lane) = shard.local::<Lanes>().get(node) {
+                lane.stop_waiting();
+            }
+        });
+    }
+
     /// Whether it will be written from now on.
     pub(crate) fn set_writable(&self, is_writable: bool) {
         self.shared.set_writable(is_writable);

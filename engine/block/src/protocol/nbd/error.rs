@@ -91,6 +91,14 @@ pub enum NbdError {
         /// What was asked.
         option: u32,
     },
+    /// The server refuses, and says why in its own words.
+    #[error("{refusal}")]
+    Explained {
+        /// What it refuses.
+        refusal: Box<NbdError>,
+        /// Its words, on one line.
+        text: String,
+    },
     /// TLS is wanted, and the server is too old to be asked for it.
     #[error("Server does not support STARTTLS")]
     NoTls,
@@ -178,6 +186,37 @@ fn refusal(code: u32) -> &'static str {
 }
 
 impl NbdError {
+    /// What helps a person beyond the text of the error, in lines. It is no part of
+    /// what programs are told.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Explained { refusal, text } => {
+                let said = format!("server reported: {text}");
+                Some(match refusal.hint() {
+                    Some(hint) => format!("{hint}\n{said}"),
+                    None => said,
+                })
+            }
+            Self::Refused {
+                code: reply::ERR_TLS_REQD,
+                ..
+            } => Some("Did you forget a valid tls-creds?".to_owned()),
+            _ => None,
+        }
+    }
+
+    /// The same with the server's words, if it had any.
+    pub(super) fn explained(self, text: Option<String>) -> Self {
+        match text {
+            None => self,
+            Some(text) => Self::Explained {
+                refusal: Box::new(self),
+                text,
+            },
+        }
+    }
+
     /// Nothing more came.
     pub(super) fn read(what: &'static str, error: ReadError) -> Self {
         let reason = match error {
@@ -243,6 +282,16 @@ mod tests {
             refused(reply::ERROR + 77).to_string(),
             "Unknown error code when asking for option 7 (go)"
         );
+        let no_tls = refused(reply::ERR_TLS_REQD).explained(Some("not before TLS".into()));
+        assert_eq!(
+            no_tls.to_string(),
+            "TLS negotiation required before option 7 (go)"
+        );
+        assert_eq!(
+            no_tls.hint().as_deref(),
+            Some("Did you forget a valid tls-creds?\nserver reported: not before TLS")
+        );
+        assert_eq!(refused(reply::ERR_POLICY).explained(None).hint(), None);
         let other = NbdError::OtherOption {
             got: option::LIST,
             wanted: option::GO,

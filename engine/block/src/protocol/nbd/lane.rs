@@ -259,6 +259,14 @@ impl Lane {
         }
     }
 
+    /// Requests that wait for a server that is gone fail at once, and so do those
+    /// that come before it is back.
+    pub(super) fn stop_waiting(&self) {
+        if self.phase.get() == Phase::Waiting {
+            self.give_up();
+        }
+    }
+
     fn give_up(&self) {
         self.phase.set(Phase::Down);
         self.end_waiting(Failure::Error(Errno::EIO));

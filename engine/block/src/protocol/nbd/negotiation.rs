@@ -184,19 +184,19 @@ impl Talk<'_> {
         Ok(Answer { kind, len })
     }
 
-    /// Reads what a server explains, and logs it: whoever looks for the reason
-    /// finds it there.
-    async fn explanation(&mut self, answer: Answer) -> Result<(), NbdError> {
+    /// Reads what a server explains, if it does, and logs it.
+    async fn explanation(&mut self, answer: Answer) -> Result<Option<String>, NbdError> {
         let len = u64::from(answer.len);
         let shown = (answer.len as usize).min(SHOWN_MAX);
         let text = self.reader.take(shown).await;
         let text = text.map_err(|error| self.unread("read option reply", error))?;
         self.skip(len - shown as u64).await?;
-        if !text.is_empty() {
-            let text = harmless(&text);
-            tracing::info!(export = self.wishes.export, "server reported: {text}");
+        if text.is_empty() {
+            return Ok(None);
         }
-        Ok(())
+        let text = harmless(&text);
+        tracing::info!(export = self.wishes.export, "server reported: {text}");
+        Ok(Some(text))
     }
 
     async fn new_style(&mut self) -> Result<Terms, NbdError> {
@@ -258,10 +258,10 @@ impl Talk<'_> {
         self.send_option(OPTION, &[]).await?;
         let answer = self.answer(OPTION).await?;
         if answer.is_error() {
-            self.explanation(answer).await?;
+            let text = self.explanation(answer).await?;
             return Err(match answer.kind {
                 reply::ERR_UNSUP => NbdError::TlsUnknown,
-                code => refused(code, OPTION),
+                code => refused(code, OPTION).explained(text),
             });
         }
         if answer.kind != reply::ACK {
@@ -434,10 +434,10 @@ impl Talk<'_> {
         loop {
             let answer = self.answer(OPTION).await?;
             if answer.is_error() {
-                self.explanation(answer).await?;
+                let text = self.explanation(answer).await?;
                 return match answer.kind {
                     reply::ERR_UNSUP => Ok(None),
-                    code => Err(refused(code, OPTION)),
+                    code => Err(refused(code, OPTION).explained(text)),
                 };
             }
             match answer.kind {
@@ -498,10 +498,10 @@ impl Talk<'_> {
         loop {
             let answer = self.answer(OPTION).await?;
             if answer.is_error() {
-                self.explanation(answer).await?;
+                let text = self.explanation(answer).await?;
                 return match answer.kind {
                     reply::ERR_UNSUP => Ok(()),
-                    code => Err(refused(code, OPTION)),
+                    code => Err(refused(code, OPTION).explained(text)),
                 };
             }
             match answer.kind {
