@@ -143,6 +143,7 @@ impl Terms {
     /// The part of a range that the server has: the last sector of the node may be
     /// longer than the export.
     pub(super) fn clip(&self, offset: u64, len: u64) -> Span {
+        let len = len.min(u64::MAX - offset);
         Span::new(offset, len).clip(&Span::new(0, self.size))
     }
 
