@@ -54,24 +54,11 @@ impl Images {
     /// A raw file full of content of generation 0.
     pub(crate) fn fill_raw(&self, name: &str, size: u64) -> Result<PathBuf, String> {
         let path = self.path(name);
-        let filled = || -> std::io::Result<()> {
-            let mut file = fs::File::create(&path)?;
-            let mut piece = vec![0; usize::try_from(PIECE).unwrap_or(0)];
-            for offset in (0..size).step_by(piece.len()) {
-                pattern::fill(&mut piece, offset, 0);
-                let len = piece
-                    .len()
-                    .min(usize::try_from(size - offset).unwrap_or(usize::MAX));
-                file.write_all(&piece[..len])?;
-            }
-            file.sync_all()?;
-            if self.direct {
-                // Pages that are cached get in the way of direct reads.
-                posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
-            }
-            Ok(())
-        };
-        filled().map_err(|error| format!("{}: {error}", path.display()))?;
+        fill(&path, size, 0)?;
+        if self.direct {
+            // Pages that are cached get in the way of direct reads.
+            settle(&path)?;
+        }
         Ok(path)
     }
 
@@ -100,6 +87,39 @@ impl Images {
         }
         command::run(command.arg(&path).arg(size.to_string())).map(drop)
     }
+}
+
+/// Writes content of a generation over a whole file, which is made if need be, or
+/// device.
+pub(crate) fn fill(path: &Path, size: u64, generation: u16) -> Result<(), String> {
+    let filled = || -> std::io::Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
+        let mut piece = vec![0; usize::try_from(PIECE).unwrap_or(0)];
+        for offset in (0..size).step_by(piece.len()) {
+            pattern::fill(&mut piece, offset, generation);
+            let len = piece
+                .len()
+                .min(usize::try_from(size - offset).unwrap_or(usize::MAX));
+            file.write_all(&piece[..len])?;
+        }
+        file.sync_all()
+    };
+    filled().map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Brings a file's data to the disk and out of the page cache.
+pub(crate) fn settle(path: &Path) -> Result<(), String> {
+    let settled = || -> std::io::Result<()> {
+        let file = fs::File::open(path)?;
+        file.sync_all()?;
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        Ok(())
+    };
+    settled().map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// Whether qemu-img finds nothing wrong with an image.
