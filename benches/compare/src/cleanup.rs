@@ -1,12 +1,13 @@
 //! What must not stay behind when somebody ends a comparison: programs that were
 //! started, directories of large files, loop devices.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
+use tempfile::TempDir;
 
 /// Something to be undone.
 #[derive(Debug)]
@@ -39,10 +40,6 @@ impl Registered {
         Self::new(LeftOver::Process(i32::try_from(id).unwrap_or(i32::MAX)))
     }
 
-    pub(crate) fn directory(path: PathBuf) -> Self {
-        Self::new(LeftOver::Directory(path))
-    }
-
     pub(crate) fn loop_device(path: PathBuf) -> Self {
         Self::new(LeftOver::LoopDevice(path))
     }
@@ -51,6 +48,31 @@ impl Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         left_overs().retain(|(number, _)| *number != self.0);
+    }
+}
+
+/// A directory for large files, gone when dropped.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    directory: TempDir,
+    _registered: Registered,
+}
+
+impl Scratch {
+    pub(crate) fn new(parent: &Path) -> Result<Self, String> {
+        let directory = tempfile::Builder::new()
+            .prefix("ringback-compare.")
+            .tempdir_in(parent)
+            .map_err(|error| format!("{}: {error}", parent.display()))?;
+        let registered = Registered::new(LeftOver::Directory(directory.path().to_owned()));
+        Ok(Self {
+            directory,
+            _registered: registered,
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
     }
 }
 
@@ -125,15 +147,16 @@ mod tests {
 
     #[test]
     fn what_was_undone_is_forgotten() {
-        let path = PathBuf::from("/nonexistent/registered");
-        let known = |path: &PathBuf| {
+        let parent = tempfile::tempdir().unwrap();
+        let known = |path: &Path| {
             let all = left_overs();
             all.iter()
                 .any(|(_, what)| matches!(what, LeftOver::Directory(known) if known == path))
         };
-        let registered = Registered::directory(path.clone());
-        assert!(known(&path));
-        drop(registered);
-        assert!(!known(&path));
+        let scratch = Scratch::new(parent.path()).unwrap();
+        let path = scratch.path().to_owned();
+        assert!(path.exists() && known(&path));
+        drop(scratch);
+        assert!(!path.exists() && !known(&path));
     }
 }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
-use tempfile::TempDir;
 
+use crate::cleanup::Scratch;
 use crate::command;
 use crate::pattern;
 
@@ -17,7 +17,7 @@ const PIECE: u64 = 1 << 20;
 
 /// A directory of images, gone when dropped.
 pub(crate) struct Images {
-    directory: TempDir,
+    directory: Scratch,
     pub(crate) cluster_size: u64,
     /// The file system takes O_DIRECT.
     pub(crate) direct: bool,
@@ -25,10 +25,7 @@ pub(crate) struct Images {
 
 impl Images {
     pub(crate) fn new(directory: &Path, cluster_size: u64) -> Result<Self, String> {
-        let directory = tempfile::Builder::new()
-            .prefix("ringback-compare.")
-            .tempdir_in(directory)
-            .map_err(|error| format!("{}: {error}", directory.display()))?;
+        let directory = Scratch::new(directory)?;
         let direct = OpenOptions::new()
             .write(true)
             .create(true)

@@ -8,9 +8,8 @@ use std::rc::Rc;
 
 use clap::ValueEnum;
 use nix::fcntl::OFlag;
-use tempfile::TempDir;
 
-use crate::cleanup::Registered;
+use crate::cleanup::{Registered, Scratch};
 use crate::command;
 use crate::guest::CLUSTER;
 use crate::images;
@@ -85,8 +84,7 @@ impl Format {
 #[derive(Debug)]
 pub(crate) struct Place {
     medium: Medium,
-    directory: TempDir,
-    _registered: Registered,
+    directory: Scratch,
     /// Disks are read and written past the page cache.
     pub(crate) direct: bool,
 }
@@ -98,11 +96,7 @@ impl Place {
             Medium::File | Medium::Loop => disk,
             Medium::Memory | Medium::MemoryLoop => memory,
         };
-        let directory = tempfile::Builder::new()
-            .prefix("ringback-compare.")
-            .tempdir_in(parent)
-            .map_err(|error| format!("{}: {error}", parent.display()))?;
-        let registered = Registered::directory(directory.path().to_owned());
+        let directory = Scratch::new(parent)?;
         let direct = match medium {
             Medium::File => takes_direct(&directory.path().join("probe")),
             Medium::Loop | Medium::MemoryLoop => true,
@@ -112,7 +106,6 @@ impl Place {
         Ok(Self {
             medium,
             directory,
-            _registered: registered,
             direct,
         })
     }

@@ -13,12 +13,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::daemon::process::Process;
+use crate::daemon::process::{Process, START_LIMIT};
 use crate::daemon::qmp::Qmp;
 use crate::place::{Format, Image};
 
-/// A daemon that is not there by then has failed.
-const START_LIMIT: Duration = Duration::from_secs(30);
 /// The name of every backup job.
 pub(crate) const JOB: &str = "backup";
 

@@ -3,13 +3,17 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
 use crate::cleanup::Registered;
+
+/// A program that is not ready by then has failed.
+pub(super) const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// Ended when dropped.
 #[derive(Debug)]
@@ -40,6 +44,21 @@ impl Process {
 
     fn id(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX))
+    }
+
+    /// Waits until it listens at a path.
+    pub(crate) fn wait_socket(&mut self, socket: &Path) -> Result<(), String> {
+        let end = Instant::now() + START_LIMIT;
+        while !socket.exists() {
+            if let Some(end) = self.ended() {
+                return Err(end);
+            }
+            if Instant::now() > end {
+                return Err("it does not listen".into());
+            }
+            sleep(Duration::from_millis(2));
+        }
+        Ok(())
     }
 
     /// How it ended, if it has.

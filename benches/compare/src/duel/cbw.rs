@@ -114,8 +114,8 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
                     }
                 }
             }
-            stage.verify_disk()?;
             bench.keep(cell);
+            stage.verify_disk()?;
         }
     }
     Ok(())

@@ -62,8 +62,8 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
                 cell.notes
                     .extend(domination::verdict(&cell, "qsd", SPEED, P99));
             }
-            stage.verify_disk()?;
             bench.keep(cell);
+            stage.verify_disk()?;
         }
     }
     Ok(())

@@ -128,8 +128,8 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
             );
             let mut cell = compete(name(kind), title, COLUMNS, contestants, bench.rounds());
             cell.pair_variants("qsd");
-            stage.verify_disk()?;
             bench.keep(cell);
+            stage.verify_disk()?;
         }
     }
     Ok(())

@@ -14,6 +14,7 @@ mod slow_target;
 mod stage;
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -253,6 +254,7 @@ impl Bench<'_> {
         if let Some(path) = &self.options.json {
             let cells: Vec<Value> = self.cells.iter().map(Cell::to_json).collect();
             let report = json!({
+                "machine": machine(),
                 "size": self.options.size,
                 "runs": self.options.runs,
                 "seconds": self.options.seconds.as_secs_f64(),
@@ -261,10 +263,25 @@ impl Bench<'_> {
             write(path, format!("{report:#}\n"))?;
         }
         if let Some(path) = &self.options.html {
-            write(path, page::render(&self.cells))?;
+            write(path, page::render(&machine(), &self.cells))?;
         }
         Ok(())
     }
+}
+
+/// What the figures were taken on.
+fn machine() -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let version = command::run(Command::new(QSD).arg("--version"));
+    let version = version
+        .ok()
+        .and_then(|said| Some(said.lines().next()?.to_owned()));
+    format!(
+        "{cores} cores, Linux {}, {}",
+        kernel.trim(),
+        version.unwrap_or_else(|| format!("no {QSD}"))
+    )
 }
 
 /// Runs all scenarios.
@@ -309,4 +326,95 @@ pub(crate) fn compare(options: &Options) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("FAILED\n{}", errors.join("\n")))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use ringback_tests::binary::ringback;
+    use ringback_tests::needs::{Need, needs};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn options(words: &[&str]) -> Options {
+        Line::parse_from([&["compare"], words].concat()).options
+    }
+
+    /// Names of the comparisons that these words bring, each with ratios, on a page
+    /// that has curves if there are any.
+    fn cells(words: &[&str]) -> Vec<String> {
+        // Where flushes cost nothing, if there is such a place.
+        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        let directory = directory.unwrap();
+        let (json, html) = (directory.path().join("json"), directory.path().join("html"));
+        let small = [
+            "--medium=memory",
+            "--size=4M",
+            "--runs=1",
+            "--seconds=0.05",
+            "--aio=io_uring",
+        ];
+        let options = Options {
+            ringback: ringback().to_owned(),
+            memory: directory.path().to_owned(),
+            json: Some(json.clone()),
+            html: Some(html.clone()),
+            ..options(&[&small, words].concat())
+        };
+        assert_eq!(compare(&options), Ok(()));
+        let report: Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+        let cells = report["cells"].as_array().unwrap();
+        let page = std::fs::read_to_string(html).unwrap();
+        let left = std::fs::read_dir(directory.path()).unwrap();
+        assert_eq!(left.count(), 2, "only the reports are left");
+        let named = cells.iter().map(|cell| {
+            let name = cell["name"].as_str().unwrap().to_owned();
+            assert!(!cell["ratios"].as_array().unwrap().is_empty(), "{name}");
+            assert!(page.contains(&name));
+            name
+        });
+        let names: Vec<String> = named.collect();
+        let has_curve = names.iter().any(|name| name.starts_with("curve/"));
+        assert_eq!(page.contains("<polyline"), has_curve);
+        names
+    }
+
+    #[test]
+    fn every_scenario_comes_to_its_end_on_a_small_disk() {
+        let needed = ["qemu-img", QSD, "nbdcopy", "qemu-nbd", "fio"].map(Need::Program);
+        if !needs(&needed) {
+            return;
+        }
+        let both = "--format=raw,qcow2";
+        let copies = cells(&["--scenario=curve,idle-copy", both, "--workers=1,4"]);
+        assert_eq!(copies.len(), 6, "{copies:?}");
+        let filters = cells(&["--scenario=cbw,fleece,drain", "--format=qcow2"]);
+        assert_eq!(filters.len(), 5, "{filters:?}");
+        assert_eq!(
+            cells(&["--scenario=slow-target,incremental", "--only=memory/r"]),
+            ["slow-target/raw/memory/rated"]
+        );
+        assert_eq!(
+            cells(&["--scenario=incremental", "--only=1T"]),
+            ["incremental/qcow2/memory/1T"]
+        );
+    }
+
+    #[test]
+    fn only_what_has_every_word_is_wanted() {
+        let options = options(&["--only", "curve,memory"]);
+        let bench = Bench {
+            options: &options,
+            cells: Vec::new(),
+        };
+        assert!(bench.wants("curve/raw/memory/rated"));
+        assert!(!bench.wants("curve/raw/file/rated"));
+        assert!(!bench.wants("drain/raw/memory/rated"));
+    }
 }

@@ -1,10 +1,9 @@
 //! `slow-target`: a guest under a copy-before-write filter whose target is slow, or
 //! stops for a while.
 
-use std::path::Path;
 use std::process::Command;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -117,8 +116,8 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
             let title = format!("{}; {}", case.title, stage.describe());
             let mut cell = compete(name(case), title, COLUMNS, contestants, bench.rounds());
             cell.pair_variants("qsd");
-            stage.verify_disk()?;
             bench.keep(cell);
+            stage.verify_disk()?;
         }
     }
     Ok(())
@@ -196,25 +195,13 @@ fn add_nbd_target(daemon: &mut Daemon, stage: &Stage) -> Result<Process, String>
     command.arg(&stage.target.path);
     let log = stage.place.path().join("nbdkit.log");
     let mut server = Process::start(&mut command, &log)?;
-    listens(&socket, &mut server)?;
+    server
+        .wait_socket(&socket)
+        .map_err(|error| format!("nbdkit: {error}"))?;
     let node = json!({
         "driver": "nbd", "node-name": "target",
         "server": { "type": "unix", "path": socket },
     });
     daemon.run("blockdev-add", &node)?;
     Ok(server)
-}
-
-fn listens(socket: &Path, server: &mut Process) -> Result<(), String> {
-    let end = Instant::now() + Duration::from_secs(10);
-    while !socket.exists() {
-        if let Some(end) = server.ended() {
-            return Err(format!("nbdkit: {end}"));
-        }
-        if Instant::now() > end {
-            return Err("nbdkit does not listen".into());
-        }
-        sleep(Duration::from_millis(2));
-    }
-    Ok(())
 }

@@ -20,13 +20,14 @@ fn plain(text: &str) -> String {
 }
 
 /// The page.
-pub(crate) fn render(cells: &[Cell]) -> String {
+pub(crate) fn render(machine: &str, cells: &[Cell]) -> String {
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
          <title>ringback and its peers</title><style>\n{STYLE}\n</style></head><body>\n\
          <h1>ringback and its peers</h1>\n\
          <p>Medians of runs in turn, in brackets minimum and maximum; ratios are taken \
-         inside rounds.</p>\n"
+         inside rounds. Taken on {}.</p>\n",
+        plain(machine)
     );
     for cell in cells {
         // Writing to a string does not fail.
