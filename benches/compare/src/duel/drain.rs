@@ -159,7 +159,7 @@ fn come_and_go(
     comer.start(&mut daemon)?;
     let command = begin.elapsed();
     guest.write(after);
-    sleep(stretch.saturating_sub(command));
+    sleep(stretch);
     guest.next_phase();
     // Answered while the job was there for sure.
     let saved = stage.history.clusters_of(after);
