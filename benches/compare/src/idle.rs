@@ -8,6 +8,7 @@ use clap::Args;
 use ringback_qmp_shim::size::parse_size;
 use serde_json::Value;
 
+use crate::cleanup::Scratch;
 use crate::command::run;
 use crate::figures::Spread;
 
@@ -49,10 +50,7 @@ struct Figures {
 
 /// Runs both in turn and prints medians and ratios.
 pub(crate) fn compare(scenario: Scenario, args: &Options) -> Result<(), String> {
-    let scratch = tempfile::Builder::new()
-        .prefix("ringback-compare.")
-        .tempdir_in(&args.directory)
-        .map_err(|error| format!("{}: {error}", args.directory.display()))?;
+    let scratch = Scratch::new(&args.directory)?;
     let (source, target) = (
         scratch.path().join("source.raw"),
         scratch.path().join("target.raw"),

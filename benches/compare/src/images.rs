@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
-use tempfile::TempDir;
 
+use crate::cleanup::Scratch;
 use crate::command;
 use crate::pattern;
 
@@ -17,7 +17,7 @@ const PIECE: u64 = 1 << 20;
 
 /// A directory of images, gone when dropped.
 pub(crate) struct Images {
-    directory: TempDir,
+    directory: Scratch,
     pub(crate) cluster_size: u64,
     /// The file system takes O_DIRECT.
     pub(crate) direct: bool,
@@ -25,10 +25,7 @@ pub(crate) struct Images {
 
 impl Images {
     pub(crate) fn new(directory: &Path, cluster_size: u64) -> Result<Self, String> {
-        let directory = tempfile::Builder::new()
-            .prefix("ringback-compare.")
-            .tempdir_in(directory)
-            .map_err(|error| format!("{}: {error}", directory.display()))?;
+        let directory = Scratch::new(directory)?;
         let direct = OpenOptions::new()
             .write(true)
             .create(true)
@@ -54,24 +51,11 @@ impl Images {
     /// A raw file full of content of generation 0.
     pub(crate) fn fill_raw(&self, name: &str, size: u64) -> Result<PathBuf, String> {
         let path = self.path(name);
-        let filled = || -> std::io::Result<()> {
-            let mut file = fs::File::create(&path)?;
-            let mut piece = vec![0; usize::try_from(PIECE).unwrap_or(0)];
-            for offset in (0..size).step_by(piece.len()) {
-                pattern::fill(&mut piece, offset, 0);
-                let len = piece
-                    .len()
-                    .min(usize::try_from(size - offset).unwrap_or(usize::MAX));
-                file.write_all(&piece[..len])?;
-            }
-            file.sync_all()?;
-            if self.direct {
-                // Pages that are cached get in the way of direct reads.
-                posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
-            }
-            Ok(())
-        };
-        filled().map_err(|error| format!("{}: {error}", path.display()))?;
+        fill(&path, size, 0)?;
+        if self.direct {
+            // Pages that are cached get in the way of direct reads.
+            settle(&path)?;
+        }
         Ok(path)
     }
 
@@ -100,6 +84,39 @@ impl Images {
         }
         command::run(command.arg(&path).arg(size.to_string())).map(drop)
     }
+}
+
+/// Writes content of a generation over a whole file, which is made if need be, or
+/// device.
+pub(crate) fn fill(path: &Path, size: u64, generation: u16) -> Result<(), String> {
+    let filled = || -> std::io::Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
+        let mut piece = vec![0; usize::try_from(PIECE).unwrap_or(0)];
+        for offset in (0..size).step_by(piece.len()) {
+            pattern::fill(&mut piece, offset, generation);
+            let len = piece
+                .len()
+                .min(usize::try_from(size - offset).unwrap_or(usize::MAX));
+            file.write_all(&piece[..len])?;
+        }
+        file.sync_all()
+    };
+    filled().map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Brings a file's data to the disk and out of the page cache.
+pub(crate) fn settle(path: &Path) -> Result<(), String> {
+    let settled = || -> std::io::Result<()> {
+        let file = fs::File::open(path)?;
+        file.sync_all()?;
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        Ok(())
+    };
+    settled().map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// Whether qemu-img finds nothing wrong with an image.

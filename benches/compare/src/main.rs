@@ -7,21 +7,31 @@
 //! | `idle-guest` | `fio` (io_uring, direct) | 4 KiB random writes a second at depth 1 |
 //! | `qcow2-read` | raw, imago, qcow2-rs, `qemu-img bench` | 4 KiB reads a second, processor time |
 //! | `qcow2-write` | the same | sequential writes and random overwrites |
+//! | `daemons` | qemu-storage-daemon, `qemu-img convert`, nbdcopy, fio | backups, filters and snapshots under guests: see [`duel`] |
 //! | `nbd` | qemu-storage-daemon, nbdkit | what `fio` gets over NBD, processor time of the server |
 
 #![forbid(unsafe_code)]
 
+mod cleanup;
 mod command;
+mod daemon;
 mod disks;
+mod duel;
 mod engine;
 mod figures;
+mod guest;
+mod history;
 mod idle;
 mod images;
 mod load;
 mod nbd;
+mod nbd_client;
+mod output;
 mod pattern;
 mod peers;
+mod place;
 mod tournament;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -43,15 +53,23 @@ enum Scenario {
     Qcow2Write(disks::WriteOptions),
     /// A raw disk over NBD, against qemu-storage-daemon and nbdkit
     Nbd(nbd::Options),
+    /// Backups, filters and snapshots under guests, against qemu-storage-daemon
+    Daemons(Box<duel::Options>),
 }
 
 fn main() -> ExitCode {
-    let result = match Scenario::parse() {
+    let scenario = Scenario::parse();
+    if let Err(message) = cleanup::at_signals() {
+        eprintln!("ringback-compare: {message}");
+        return ExitCode::FAILURE;
+    }
+    let result = match scenario {
         Scenario::IdleBackup(options) => idle::compare(idle::Scenario::Backup, &options),
         Scenario::IdleGuest(options) => idle::compare(idle::Scenario::Guest, &options),
         Scenario::Qcow2Read(options) => disks::read(&options),
         Scenario::Qcow2Write(options) => disks::write(&options),
         Scenario::Nbd(options) => nbd::compare(&options),
+        Scenario::Daemons(options) => duel::compare(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,19 +1,16 @@
 //! NBD servers on the same file in turn, with `fio` as the client.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use clap::Args;
 use ringback_qmp_shim::size::parse_size;
 use serde_json::Value;
 
+use crate::cleanup::Scratch;
 use crate::command::run;
+use crate::daemon::process::Process;
 use crate::figures::Spread;
-
-/// A server that does not listen by then has failed.
-const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// What is compared.
 #[derive(Debug, Args)]
@@ -131,64 +128,17 @@ impl Server {
     }
 }
 
-/// A server that runs, ended when dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Running {
-    fn start(server: Server, options: &Options, directory: &Path) -> Result<Self, String> {
-        let socket = directory.join("nbd.sock");
-        // Of the one before.
-        let _ = std::fs::remove_file(&socket);
-        let mut command = server.command(options, directory);
-        let child = command.stdout(Stdio::null()).spawn();
-        let mut running = Self(child.map_err(|error| format!("{}: {error}", server.name()))?);
-        let end = Instant::now() + START_LIMIT;
-        while !socket.exists() {
-            if let Ok(Some(status)) = running.0.try_wait() {
-                return Err(format!("{} ended: {status}", server.name()));
-            }
-            if Instant::now() > end {
-                return Err(format!("{} does not listen", server.name()));
-            }
-            sleep(Duration::from_millis(2));
-        }
-        Ok(running)
-    }
-
-    /// Processor time of the process so far, in microseconds.
-    fn cpu_micros(&self) -> Result<f64, String> {
-        let path = format!("/proc/{}/stat", self.0.id());
-        let text = std::fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
-        // The name in brackets may hold anything.
-        let fields: Vec<&str> = text
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .collect();
-        let ticks = |index: usize| {
-            fields
-                .get(index)
-                .and_then(|field| field.parse::<f64>().ok())
-        };
-        let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)
-            .ok()
-            .flatten()
-            .unwrap_or(100);
-        match (ticks(11), ticks(12)) {
-            #[expect(clippy::cast_precision_loss, reason = "a hundred or so")]
-            (Some(user), Some(system)) => Ok((user + system) * 1e6 / per_second as f64),
-            _ => Err(format!("{path} is not understood")),
-        }
-    }
+/// Starts a server and waits until it listens.
+fn start(server: Server, options: &Options, directory: &Path) -> Result<Process, String> {
+    let socket = directory.join("nbd.sock");
+    // Of the one before.
+    let _ = std::fs::remove_file(&socket);
+    let mut command = server.command(options, directory);
+    let mut process = Process::start(&mut command, &directory.join("log"))?;
+    process
+        .wait_socket(&socket)
+        .map_err(|error| format!("{}: {error}", server.name()))?;
+    Ok(process)
 }
 
 fn measure(
@@ -197,8 +147,8 @@ fn measure(
     options: &Options,
     directory: &Path,
 ) -> Result<Outcome, String> {
-    let running = Running::start(server, options, directory)?;
-    let before = running.cpu_micros()?;
+    let running = start(server, options, directory)?;
+    let before = running.cpu()?;
     let uri = format!(
         "--uri=nbd+unix:///?socket={}",
         directory.join("nbd.sock").display()
@@ -221,7 +171,7 @@ fn measure(
             format!("--runtime={}", options.seconds),
         ]);
     let said = run(&mut command)?;
-    let after = running.cpu_micros()?;
+    let used = (running.cpu()? - before).as_secs_f64();
     // Lines for people may come first.
     let json = &said[said.find('{').unwrap_or(0)..];
     let report: Value = serde_json::from_str(json).map_err(|error| format!("fio: {error}"))?;
@@ -238,7 +188,7 @@ fn measure(
     };
     Ok(Outcome {
         rate: number("iops")?,
-        cpu_micros: (after - before) / number("total_ios")?,
+        cpu_micros: used * 1e6 / number("total_ios")?,
     })
 }
 
@@ -248,10 +198,7 @@ fn measure(
 ///
 /// If ringback or the client fails. Another server that is not there is left out.
 pub(crate) fn compare(options: &Options) -> Result<(), String> {
-    let scratch = tempfile::Builder::new()
-        .prefix("ringback-compare.")
-        .tempdir_in(&options.directory)
-        .map_err(|error| format!("{}: {error}", options.directory.display()))?;
+    let scratch = Scratch::new(&options.directory)?;
     fill(options, &scratch.path().join("disk.raw"))?;
     for work in &WORKS {
         let mut outcomes: [Vec<Outcome>; 3] = Default::default();

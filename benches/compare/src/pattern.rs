@@ -30,7 +30,7 @@ impl Content {
     /// What a write of this generation at `offset`, a multiple of [`BLOCK`],
     /// has to write. Two of one generation write the same.
     pub(crate) fn prepare(&self, bytes: &mut [u8], offset: u64, generation: u8) {
-        fill(bytes, offset, generation);
+        fill(bytes, offset, generation.into());
         for start in (0..bytes.len()).step_by(BLOCK) {
             let block = self.generation(offset + start as u64);
             block.store(generation, Ordering::Relaxed);
@@ -44,7 +44,8 @@ impl Content {
         for index in (0..words.len()).step_by(SECTOR / 8) {
             let at = offset + index as u64 * 8;
             let generation = self.generation(at).load(Ordering::Relaxed);
-            let (found, wanted) = (u64::from_le_bytes(words[index]), word(at, generation));
+            let wanted = word(at, generation.into());
+            let found = u64::from_le_bytes(words[index]);
             if found != wanted {
                 return Err(format!(
                     "wrong data at offset {at}: {found:#x}, not {wanted:#x}"
@@ -64,12 +65,22 @@ impl Content {
 }
 
 /// Does not compress, and is not the same anywhere else.
-fn word(offset: u64, generation: u8) -> u64 {
-    (offset ^ (u64::from(generation) << 56)).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bd1_e995
+fn word(offset: u64, generation: u16) -> u64 {
+    (offset ^ (u64::from(generation) << 48)).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bd1_e995
+}
+
+/// Whether a block, whole sectors that were read from `offset`, is of a
+/// generation.
+pub(crate) fn is_generation(block: &[u8], offset: u64, generation: u16) -> bool {
+    let (words, _) = block.as_chunks::<8>();
+    let mut sectors = (0..words.len()).step_by(SECTOR / 8);
+    sectors.all(|index| {
+        u64::from_le_bytes(words[index]) == word(offset + index as u64 * 8, generation)
+    })
 }
 
 /// The content of a generation at `offset`.
-pub(crate) fn fill(bytes: &mut [u8], offset: u64, generation: u8) {
+pub(crate) fn fill(bytes: &mut [u8], offset: u64, generation: u16) {
     let (words, _) = bytes.as_chunks_mut::<8>();
     for (bytes, at) in words.iter_mut().zip((offset..).step_by(8)) {
         *bytes = word(at, generation).to_le_bytes();
@@ -107,7 +118,7 @@ impl Order {
 }
 
 /// The output function of SplitMix64 (Steele, Lea, Flood 2014).
-fn mix(number: u64) -> u64 {
+pub(crate) fn mix(number: u64) -> u64 {
     let mut z = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

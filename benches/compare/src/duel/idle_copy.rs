@@ -1,0 +1,220 @@
+//! `idle-copy`: a disk that nobody uses, copied by whoever can.
+
+use std::process::Command;
+use std::time::Instant;
+
+use nix::sys::resource::UsageWho;
+use serde_json::Value;
+
+use crate::command;
+use crate::duel::Bench;
+use crate::duel::cell::{Better, Cell, Column, Entrant, Pair, column};
+use crate::duel::contest::{Contestant, Run, compete};
+use crate::duel::stage::{Stage, entrant, mib, workers_name};
+use crate::load::Meter;
+use crate::place::Format;
+
+const SPEED: usize = 0;
+const COLUMNS: &[Column] = &[
+    column("copy", "MB/s", Better::More),
+    column("CPU", "s/GiB", Better::Less),
+    column("memory", "MiB", Better::Less),
+];
+
+/// Depths of fio's reads and writes.
+const FIO_DEPTHS: [u32; 3] = [2, 8, 32];
+
+/// Programs that copy without a daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Peer {
+    QemuImg,
+    Nbdcopy,
+    /// Reads the disk and writes the target, both at this depth: no copy, but what
+    /// the device can do.
+    Fio(u32),
+}
+
+impl Peer {
+    fn entrant(self) -> Entrant {
+        let (system, variant) = match self {
+            Self::QemuImg => ("qemu-img convert", String::new()),
+            Self::Nbdcopy => ("nbdcopy", String::new()),
+            Self::Fio(depth) => ("fio", format!("depth {depth}")),
+        };
+        Entrant { system, variant }
+    }
+
+    /// Why it does not take part.
+    fn missing(self, format: Format) -> Option<String> {
+        let needed: &[&str] = match (self, format) {
+            (Self::QemuImg, _) => &["qemu-img"],
+            (Self::Nbdcopy, Format::Raw) => &["nbdcopy"],
+            (Self::Nbdcopy, Format::Qcow2) => &["nbdcopy", "qemu-nbd"],
+            (Self::Fio(_), Format::Raw) => &["fio"],
+            (Self::Fio(_), Format::Qcow2) => return Some("fio knows no qcow2".into()),
+        };
+        let missing = needed.iter().find(|program| !command::is_there(program))?;
+        Some(format!("{missing} is not there"))
+    }
+
+    fn command(self, stage: &Stage) -> Command {
+        let (disk, target) = (&stage.disk.path, &stage.target.path);
+        let format = stage.disk.format.name();
+        let direct = stage.disk.direct;
+        match self {
+            Self::QemuImg => {
+                let cache = if direct { "none" } else { "writeback" };
+                let mut command = Command::new("qemu-img");
+                command.args(["convert", "-n", "-W", "-m", "16", "-t", cache, "-T", cache]);
+                command
+                    .args(["-f", format, "-O", format])
+                    .args([disk, target]);
+                command
+            }
+            Self::Nbdcopy => {
+                let mut command = Command::new("nbdcopy");
+                command.arg("--flush");
+                if stage.disk.format == Format::Raw {
+                    command.args([disk, target]);
+                    return command;
+                }
+                command.arg("--");
+                for (mode, path) in [("-r", disk), ("-t", target)] {
+                    let cache = if direct { "none" } else { "writeback" };
+                    command.args(["[", "qemu-nbd", mode, "-f", format, "--cache", cache]);
+                    command.arg(path).arg("]");
+                }
+                command
+            }
+            Self::Fio(depth) => {
+                let mut command = Command::new("fio");
+                command.args(["--output-format=json", "--ioengine=io_uring", "--bs=1M"]);
+                command.arg(format!("--direct={}", u8::from(direct)));
+                command.args([
+                    format!("--iodepth={depth}"),
+                    format!("--size={}", stage.disk.size),
+                ]);
+                command.args(["--name=read", "--rw=read", "--allow_file_create=0"]);
+                command.arg(format!("--filename={}", disk.display()));
+                command.args(["--name=write", "--rw=write", "--end_fsync=1"]);
+                command.arg(format!("--filename={}", target.display()));
+                command
+            }
+        }
+    }
+
+    fn copy(self, stage: &Stage) -> Result<Vec<f64>, String> {
+        stage.target.spoil()?;
+        stage.rest()?;
+        let mut command = self.command(stage);
+        let meter = Meter::start(UsageWho::RUSAGE_CHILDREN)?;
+        let start = Instant::now();
+        let said = command::run(&mut command)?;
+        stage.target.sync()?;
+        let elapsed = start.elapsed().as_secs_f64();
+        let cpu = meter.stop(1)?.cpu_seconds;
+        let seconds = match self {
+            // Its start takes a third of a second.
+            Self::Fio(_) => fio_seconds(&said)?,
+            _ => elapsed,
+        };
+        if !matches!(self, Self::Fio(_)) {
+            stage.verify_target(&stage.history.now())?;
+        }
+        Ok(row(stage, seconds, cpu, f64::NAN))
+    }
+}
+
+/// The longer of its two jobs, from its report.
+fn fio_seconds(said: &str) -> Result<f64, String> {
+    // Lines for people may come first.
+    let json = &said[said.find('{').unwrap_or(0)..];
+    let report: Value = serde_json::from_str(json).map_err(|error| format!("fio: {error}"))?;
+    let jobs = report["jobs"].as_array().into_iter().flatten();
+    let millis = jobs.filter_map(|job| job["job_runtime"].as_f64());
+    let longest = millis.max_by(f64::total_cmp).filter(|&millis| millis > 0.0);
+    longest
+        .map(|millis| millis / 1e3)
+        .ok_or_else(|| "fio reports no time".into())
+}
+
+fn row(stage: &Stage, seconds: f64, cpu_seconds: f64, memory: f64) -> Vec<f64> {
+    vec![
+        stage.mib() * f64::from(1 << 20) / 1e6 / seconds,
+        cpu_seconds / (stage.mib() / 1024.0),
+        memory,
+    ]
+}
+
+pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
+    for (medium, format) in bench.disks() {
+        let name = format!("idle-copy/{}/{}", format.name(), medium.name());
+        if !bench.wants(&name) {
+            continue;
+        }
+        let stage = Stage::new(bench, medium, format)?;
+        let mut contestants = Vec::new();
+        for &workers in &bench.options.workers {
+            for system in &stage.systems {
+                let stage = &stage;
+                let run: Run<'_> = Box::new(move || {
+                    let (cost, memory) = stage.copy(system, workers)?;
+                    Ok(row(stage, cost.seconds, cost.cpu_seconds, mib(memory)))
+                });
+                contestants.push(Contestant {
+                    entrant: entrant(system, workers_name(workers)),
+                    run,
+                });
+            }
+        }
+        let mut notes = Vec::new();
+        let peers = [Peer::QemuImg, Peer::Nbdcopy];
+        for peer in peers.into_iter().chain(FIO_DEPTHS.map(Peer::Fio)) {
+            let entrant = peer.entrant();
+            if let Some(why) = peer.missing(format) {
+                notes.push(format!("{} is left out: {why}", entrant.name()));
+                continue;
+            }
+            let stage = &stage;
+            contestants.push(Contestant {
+                entrant,
+                run: Box::new(move || peer.copy(stage)),
+            });
+        }
+        let title = format!("a copy of an idle disk; {}", stage.describe());
+        let mut cell = compete(name, title, COLUMNS, contestants, bench.rounds());
+        cell.notes = notes;
+        cell.pair_variants("qsd");
+        pair_best(&mut cell);
+        bench.keep(cell);
+    }
+    Ok(())
+}
+
+/// The best of ringback by the best of each other.
+fn pair_best(cell: &mut Cell) {
+    let Some(of) = cell.best("ringback", SPEED) else {
+        return;
+    };
+    for peer in ["qsd", "qemu-img convert", "nbdcopy", "fio"] {
+        let best = cell.best(peer, SPEED);
+        if let Some(pair) = best.map(|by| Pair { of, by })
+            && !cell.pairs.contains(&pair)
+        {
+            cell.pairs.push(pair);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longer_of_two_jobs_counts() {
+        let said = r#"note: something
+            {"jobs": [{"job_runtime": 250}, {"job_runtime": 1500}]}"#;
+        assert_eq!(fio_seconds(said), Ok(1.5));
+        assert!(fio_seconds(r#"{"jobs": []}"#).is_err());
+    }
+}

@@ -1,0 +1,211 @@
+//! A disk, a target, and the systems that work on them in turn.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::command;
+use crate::daemon::{Daemon, QSD, System};
+use crate::duel::cell::Entrant;
+use crate::duel::{Aio, Bench};
+use crate::guest::CLUSTER;
+use crate::history::{History, PointInTime};
+use crate::place::{Format, Image, Medium, Place};
+use crate::verify;
+
+/// Workers with which QEMU's ways of doing I/O are compared.
+const TRIAL_WORKERS: u32 = 16;
+
+/// What a comparison is made on.
+pub(super) struct Stage {
+    pub(super) place: Place,
+    pub(super) disk: Image,
+    pub(super) target: Image,
+    pub(super) history: Arc<History>,
+    pub(super) systems: Vec<System>,
+    extension: Option<Value>,
+}
+
+/// How long a backup took, and what it cost the daemon, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cost {
+    pub(super) seconds: f64,
+    pub(super) cpu_seconds: f64,
+}
+
+impl Stage {
+    /// Fills a disk and a target, and finds out how QEMU is best used there.
+    pub(super) fn new(bench: &Bench<'_>, medium: Medium, format: Format) -> Result<Self, String> {
+        let options = bench.options;
+        if format == Format::Qcow2 && !command::is_there("qemu-img") {
+            return Err("qcow2 images are made by qemu-img, which is not there".into());
+        }
+        let place = Place::new(medium, &options.directory, &options.memory)?;
+        let disk = place.disk(format, options.size)?;
+        let target = place.target(format, options.size)?;
+        let mut stage = Self {
+            history: Arc::new(History::new(options.size)),
+            systems: vec![System::Ringback(options.ringback.clone())],
+            extension: options.extension.clone(),
+            place,
+            disk,
+            target,
+        };
+        if command::is_there(QSD) {
+            let aio = stage.best_aio(options.aio)?;
+            stage.systems.push(System::Qemu(aio));
+        }
+        Ok(stage)
+    }
+
+    /// The kind of I/O with which QEMU copies the idle disk fastest.
+    fn best_aio(&self, wanted: Aio) -> Result<&'static str, String> {
+        let candidates: &[&'static str] = match wanted {
+            Aio::IoUring => return Ok("io_uring"),
+            Aio::Native => return Ok("native"),
+            Aio::Threads => return Ok("threads"),
+            // QEMU has native I/O only past the page cache.
+            Aio::Auto if self.disk.direct => &["io_uring", "native", "threads"],
+            Aio::Auto => &["io_uring", "threads"],
+        };
+        let mut times = vec![f64::INFINITY; candidates.len()];
+        for _ in 0..2 {
+            for (aio, time) in candidates.iter().zip(&mut times) {
+                let (cost, _) = self.copy(&System::Qemu(aio), TRIAL_WORKERS)?;
+                *time = time.min(cost.seconds);
+            }
+        }
+        let best = (0..times.len()).min_by(|&one, &other| times[one].total_cmp(&times[other]));
+        Ok(candidates[best.unwrap_or(0)])
+    }
+
+    /// A sentence on what is compared here.
+    pub(super) fn describe(&self) -> String {
+        let size = self.disk.size >> 20;
+        let format = self.disk.format.name();
+        let how = if self.disk.direct {
+            "direct"
+        } else {
+            "buffered"
+        };
+        let aio = self.systems.iter().find_map(|system| match system {
+            System::Qemu(aio) => Some(format!(", qsd with aio={aio}")),
+            System::Ringback(_) => None,
+        });
+        format!("{format}, {size} MiB, {how}{}", aio.unwrap_or_default())
+    }
+
+    /// A daemon with the disk, after the target was spoiled and the page cache
+    /// emptied.
+    pub(super) fn start(&self, system: &System) -> Result<Daemon, String> {
+        self.target.spoil()?;
+        self.rest()?;
+        let mut daemon = Daemon::start(system, self.place.path())?;
+        daemon.add_image("disk", &self.disk, false)?;
+        Ok(daemon)
+    }
+
+    /// Lets the disk come to rest.
+    pub(super) fn rest(&self) -> Result<(), String> {
+        self.target.settle()?;
+        self.disk.settle()
+    }
+
+    /// The arguments of a backup with so many workers.
+    pub(super) fn backup_arguments(&self, system: &System, workers: u32) -> Value {
+        let mut arguments = json!({ "sync": "full", "x-perf": { "max-workers": workers } });
+        if let (System::Ringback(_), Some(Value::Object(more))) = (system, &self.extension) {
+            for (name, value) in more {
+                arguments[name] = value.clone();
+            }
+        }
+        arguments
+    }
+
+    /// A whole backup that somebody has started at `start`: to its end, and until all
+    /// of it is durable.
+    ///
+    /// QEMU flushes nothing at the end of a job. So both are told to close the target,
+    /// which writes what a format has in memory, and the file is flushed.
+    pub(super) fn finish_backup(
+        &self,
+        daemon: &mut Daemon,
+        start: Instant,
+        cpu_at_start: f64,
+    ) -> Result<Cost, String> {
+        daemon.wait_backup()?;
+        daemon.del_image("target")?;
+        self.target.sync()?;
+        Ok(Cost {
+            seconds: start.elapsed().as_secs_f64(),
+            cpu_seconds: daemon.cpu_seconds()? - cpu_at_start,
+        })
+    }
+
+    /// Copies the idle disk, and verifies. Answers also the daemon's peak of memory in
+    /// bytes.
+    pub(super) fn copy(&self, system: &System, workers: u32) -> Result<(Cost, u64), String> {
+        let mut daemon = self.start(system)?;
+        daemon.add_image("target", &self.target, false)?;
+        let point = self.history.now();
+        let (start, cpu) = (Instant::now(), daemon.cpu_seconds()?);
+        daemon.start_backup(&self.backup_arguments(system, workers))?;
+        let cost = self.finish_backup(&mut daemon, start, cpu)?;
+        let memory = daemon.process.memory_peak()?;
+        daemon.quit()?;
+        self.verify_target(&point)?;
+        Ok((cost, memory))
+    }
+
+    /// Who reads qcow2 images at the end: QEMU if it is there.
+    fn judge(&self) -> &System {
+        let qemu = self.systems.iter().find(|system| system.name() == "qsd");
+        qemu.unwrap_or(&self.systems[0])
+    }
+
+    /// Whether the target is the disk at that instant.
+    pub(super) fn verify_target(&self, point: &PointInTime) -> Result<(), String> {
+        let all = verify::whole(self.target.size);
+        verify::image(&self.target, point, all, self.judge(), self.place.path())
+    }
+
+    /// The same for clusters, whose old content a filter has saved.
+    pub(super) fn verify_saved(&self, point: &PointInTime, clusters: &[u64]) -> Result<(), String> {
+        let len = usize::try_from(CLUSTER).map_err(|error| error.to_string())?;
+        let pieces = clusters.iter().map(|&cluster| (cluster, len));
+        verify::image(&self.target, point, pieces, self.judge(), self.place.path())
+    }
+
+    /// Whether the disk is what guests have written.
+    pub(super) fn verify_disk(&self) -> Result<(), String> {
+        let all = verify::whole(self.disk.size);
+        let now = self.history.now();
+        let end = verify::image(&self.disk, &now, all, self.judge(), self.place.path());
+        end.map_err(|error| format!("the guest's own disk: {error}"))
+    }
+
+    pub(super) fn mib(&self) -> f64 {
+        mib(self.disk.size)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "disks of whole MiB")]
+pub(super) fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+pub(super) fn entrant(system: &System, variant: impl Into<String>) -> Entrant {
+    Entrant {
+        system: system.name(),
+        variant: variant.into(),
+    }
+}
+
+/// Such as `1 worker`.
+pub(super) fn workers_name(workers: u32) -> String {
+    match workers {
+        1 => "1 worker".into(),
+        _ => format!("{workers} workers"),
+    }
+}
