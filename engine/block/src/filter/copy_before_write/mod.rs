@@ -43,6 +43,7 @@ use ringback_ring::{Buf, Errno, IoResult, Shard};
 use crate::bitmap::{BitmapError, DirtyBitmap};
 use crate::copy::Progress;
 use crate::copy::chunk::{self, Chunk, Copier};
+use crate::copy::guest::GuestWatch;
 use crate::metrics::{Class, Metrics};
 use crate::path::Path;
 use crate::planted::{self, Fault};
@@ -163,6 +164,8 @@ pub struct CopyBeforeWrite {
     copied: AtomicU64,
     /// Jobs that work with the filter: it must stay where it is.
     jobs: AtomicU64,
+    /// How long guests' requests take below the filter.
+    guests: Arc<GuestWatch>,
 }
 
 impl std::fmt::Debug for CopyBeforeWrite {
@@ -261,6 +264,7 @@ impl CopyBeforeWrite {
             claimed: AtomicU64::new(0),
             copied: AtomicU64::new(0),
             jobs: AtomicU64::new(0),
+            guests: Arc::new(GuestWatch::new(shards)),
         })
     }
 
@@ -340,6 +344,11 @@ impl CopyBeforeWrite {
             offset,
             len: offset + self.claimed.load(Ordering::Relaxed) + untouched,
         }
+    }
+
+    /// Requests that have passed the filter.
+    pub(crate) fn guests(&self) -> &Arc<GuestWatch> {
+        &self.guests
     }
 
     /// A job has begun to work with the filter.
