@@ -66,7 +66,10 @@ fn the_job_finds_it_by_itself() {
 #[test]
 fn a_guest_is_noticed() {
     let mut talk = Talk::start(Program::Ringback, DISKS);
-    talk.ask("blockdev-backup", &backup(&json!({ "latency-target": 3_000_000 })));
+    talk.ask(
+        "blockdev-backup",
+        &backup(&json!({ "latency-target": 3_000_000 })),
+    );
     let write = r#"qemu-io -d /machine/peripheral/vd/virtio-backend "write -P 7 512k 4k""#;
     assert_eq!(talk.shell(write), "");
     let answer = wait_for(&mut talk, "a latency", |answer| {
@@ -110,7 +113,10 @@ fn what_makes_no_sense_is_refused() {
     let why = talk.refused("blockdev-backup", &backup(&json!({ "latency-target": -1 })));
     assert_eq!(why, negative);
     let unknown = json!({ "device": "j", "latency-target": 1 });
-    for command in ["x-block-job-set-latency-target", "x-query-block-job-latency"] {
+    for command in [
+        "x-block-job-set-latency-target",
+        "x-query-block-job-latency",
+    ] {
         let arguments = if command.starts_with("x-query") {
             json!({ "device": "j" })
         } else {

@@ -56,8 +56,8 @@ const CHUNK_MIN: f64 = 64.0 * KIB;
 /// Chunks grow to this size before there are several.
 const CHUNK_GOOD: f64 = 256.0 * KIB;
 const DEPTH_GOOD: f64 = 8.0;
-/// A copy is never slowed down further than to a sixteenth of the time.
-const BUDGET_MIN: f64 = CHUNK_MIN / 16.0;
+/// A copy is never slowed down further than to an eighth of the time.
+const BUDGET_MIN: f64 = CHUNK_MIN / 8.0;
 /// What needs no proof with no guest about.
 const BUDGET_IDLE: f64 = 4.0 * CHUNK_GOOD;
 
@@ -81,6 +81,9 @@ const CLEARED_NS: u64 = 250 * MS;
 
 /// How often, how long and for how many requests the guest is listened to.
 const LISTEN_EVERY_NS: u64 = 4000 * MS;
+/// So often if the guest is late although next to nothing is copied: it may not
+/// be the copy that is in its way.
+const LISTEN_AGAIN_NS: u64 = 1000 * MS;
 const LISTEN_NS: u64 = 40 * MS;
 const LISTEN_FIRST_NS: u64 = 80 * MS;
 const LISTEN_REQUESTS: f64 = 64.0;
@@ -533,9 +536,14 @@ impl Governor {
 
     fn share_or_listen(&mut self) {
         let now_ns = self.seen.now_ns;
+        let every_ns = if self.budget < CHUNK_MIN {
+            LISTEN_AGAIN_NS
+        } else {
+            LISTEN_EVERY_NS
+        };
         let is_due = self
             .listened_ns
-            .is_none_or(|listened_ns| now_ns - listened_ns >= LISTEN_EVERY_NS);
+            .is_none_or(|listened_ns| now_ns - listened_ns >= every_ns);
         self.phase = if self.target == LatencyTarget::Auto && is_due {
             Phase::Draining {
                 until_ns: now_ns + DRAIN_NS,

@@ -32,6 +32,8 @@ struct Device {
     burst_ns: u64,
     /// Writes go into a cache of so many bytes, from where they drain.
     cache: Option<Cache>,
+    /// From when on it takes longer, by how much: others use it, too.
+    others: (u64, u64),
 }
 
 struct Cache {
@@ -52,6 +54,7 @@ impl Device {
             wire_free_ns: 0,
             burst_ns: 0,
             cache: None,
+            others: (u64::MAX, 0),
         }
     }
 
@@ -64,6 +67,9 @@ impl Device {
             .max(start_ns.saturating_sub(self.burst_ns));
         self.wire_free_ns = from_ns + wire_ns;
         let mut end_ns = self.wire_free_ns.max(start_ns) + self.service_ns;
+        if now_ns >= self.others.0 {
+            end_ns += self.others.1;
+        }
         if let Some(cache) = &mut self.cache
             && writes
         {
@@ -535,6 +541,20 @@ fn a_copy_that_hangs_lets_others_go_on() {
     let run = simulation.run(20 * SECOND);
     let copies = run.copied.len();
     assert!(copies > 20, "{copies} copies in 20 s");
+}
+
+/// What others do to the guest is not taken for the copy's doing for long.
+#[test]
+fn the_copy_does_not_give_way_to_others_for_nothing() {
+    let device = Device {
+        others: (10 * SECOND, 2 * MS),
+        ..parallel()
+    };
+    let run = simulate(device, guest_from(0), 30);
+    let before = run.speed(5 * SECOND, 10 * SECOND);
+    assert!(before > 2500e6, "{before}");
+    let after = run.speed(15 * SECOND, 30 * SECOND);
+    assert!(after > 1000e6, "{after}");
 }
 
 #[test]

@@ -27,7 +27,9 @@ pub(crate) struct Pace {
     chunk: AtomicU64,
     /// In parts of [`WHOLE`].
     duty: AtomicU64,
-    /// Nothing is left to do for those who wait.
+    /// Nothing is left to begin for those who wait.
+    is_done: AtomicBool,
+    /// Nobody works any more.
     is_over: AtomicBool,
     /// Woken when one of the above changes.
     changed: WaitQueue,
@@ -57,6 +59,7 @@ impl Pace {
             depth: AtomicU64::new(0),
             chunk: AtomicU64::new(0),
             duty: AtomicU64::new(0),
+            is_done: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
             changed: WaitQueue::new(),
             started: AtomicU64::new(0),
@@ -112,7 +115,7 @@ impl Pace {
     /// nothing left to begin, or the job was told to stop.
     pub(crate) async fn turn(&self, shard: &Shard, control: &Control, number: u64) -> bool {
         let may_begin = || number < self.depth.load(Ordering::Relaxed);
-        let is_over = || self.is_over.load(Ordering::Acquire);
+        let is_done = || self.is_done.load(Ordering::Acquire);
         loop {
             if !control.may_go_on(shard).await {
                 return false;
@@ -120,23 +123,23 @@ impl Pace {
             if may_begin() {
                 return true;
             }
-            if is_over() {
+            if is_done() {
                 return false;
             }
             let queues = [&self.changed, control.changes()];
             let look_again =
-                || may_begin() || is_over() || control.is_paused() || control.is_stopping();
+                || may_begin() || is_done() || control.is_paused() || control.is_stopping();
             shard.wait(&queues, None, look_again).await;
         }
     }
 
     /// A copy of data begins.
-    pub(crate) fn begin(&self) {
+    pub(crate) fn begin_copy(&self) {
         self.started.fetch_add(1, Ordering::Relaxed);
     }
 
     /// It has ended. How long its worker rests now.
-    pub(crate) fn end(&self, bytes: u64, took_ns: u64) -> u64 {
+    pub(crate) fn end_copy(&self, bytes: u64, took_ns: u64) -> u64 {
         self.copied.fetch_add(bytes, Ordering::Relaxed);
         if bytes > 0 {
             self.fastest_ns.fetch_min(took_ns, Ordering::Relaxed);
@@ -146,15 +149,22 @@ impl Pace {
         whole(took_ns as f64 * (1.0 / duty - 1.0)).min(REST_NS_MAX)
     }
 
+    /// Workers are about to start.
+    pub(crate) fn start(&self) {
+        self.is_done.store(false, Ordering::Release);
+        self.is_over.store(false, Ordering::Release);
+    }
+
     /// Those who wait for their turn need not wait any longer.
     pub(crate) fn end_waiting(&self) {
-        self.is_over.store(true, Ordering::Release);
+        self.is_done.store(true, Ordering::Release);
         self.wake();
     }
 
-    /// Workers are about to start.
-    pub(crate) fn start(&self) {
-        self.is_over.store(false, Ordering::Release);
+    /// All workers have ended.
+    pub(crate) fn end(&self) {
+        self.is_over.store(true, Ordering::Release);
+        self.wake();
     }
 
     fn seen(&self, shard: &Shard, watch: &GuestWatch) -> Seen {
@@ -172,7 +182,7 @@ impl Pace {
     }
 
     /// Asks the law at every tick and passes its answers on, until
-    /// [`Pace::end_waiting`]. With no target it waits for one.
+    /// [`Pace::end`]. With no target it waits for one.
     pub(crate) async fn keep(&self, shard: &Shard, control: &Control, watch: &GuestWatch) {
         let is_over = || self.is_over.load(Ordering::Acquire);
         while !is_over() {

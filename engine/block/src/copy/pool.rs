@@ -166,7 +166,7 @@ impl Pool {
                 }
             })
             .await;
-        self.pace.end_waiting();
+        self.pace.end();
         keeper.join().await;
     }
 
@@ -343,12 +343,12 @@ impl Pool {
             return Ok(first);
         };
         let bytes = self.filter.bytes(claimed.first, claimed.end);
-        self.pace.begin();
+        self.pace.begin_copy();
         let start_ns = shard.now_ns();
         let result = self.filter.copier().copy(shard, bytes, buf).await;
         let took_ns = shard.now_ns() - start_ns;
         let moved = result.map_or(0, |copied| copied.data);
-        let rest_ns = self.pace.end(moved, took_ns);
+        let rest_ns = self.pace.end_copy(moved, took_ns);
         let settled = self.settle(shard, claimed, result).await;
         drop(copying);
         if rest_ns > 0 {
