@@ -7,6 +7,7 @@ mod bitmaps;
 mod cbw;
 mod differential;
 mod jobs;
+mod latency;
 mod nodes;
 mod qemu_qmp;
 mod qmp;

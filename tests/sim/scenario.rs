@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ringback_block::bitmap::DirtyBitmap;
 use ringback_block::copy::chunk::Side;
 use ringback_block::copy::control::{Event, JobError, OnError};
+use ringback_block::copy::governor::LatencyTarget;
 use ringback_block::filter::copy_before_write::{self, CopyBeforeWrite, OnCbwError};
 use ringback_block::graph::{Access, BitmapEnd, Graph, Insertion, NodeSpec, Scope, UserId};
 use ringback_block::job::backup::{self, Backup};
@@ -85,6 +86,12 @@ fn plan(random: &mut Random) -> Plan {
         OnError::Stop,
         OnError::Enospc,
     ];
+    let targets = [
+        LatencyTarget::Auto,
+        LatencyTarget::Bound(100_000),
+        LatencyTarget::Bound(10_000_000),
+        LatencyTarget::Off,
+    ];
     let job = backup::Options {
         discard_source: false,
         sync: if random.below(6) == 0 {
@@ -95,6 +102,7 @@ fn plan(random: &mut Random) -> Plan {
         max_workers: [1, 2, 4, 16, 64][random.index(5)],
         max_chunk: [0, CLUSTER, 2 * CLUSTER][random.index(3)],
         speed: if random.below(4) == 0 { 100_000_000 } else { 0 },
+        latency_target: targets[random.index(4)],
         on_source_error: policies[random.index(4)],
         on_target_error: policies[random.index(4)],
     };

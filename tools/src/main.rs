@@ -12,6 +12,7 @@ mod backup;
 mod bench;
 mod daemon;
 mod io;
+mod latency_target;
 mod nodes;
 mod open;
 mod report;

@@ -19,6 +19,7 @@ use ringback_ring::{Buf, Errno, IoResult, Shard};
 
 use crate::bitmap::DirtyBitmap;
 use crate::child::Child;
+use crate::copy::guest::GuestWatch;
 use crate::event::Event;
 use crate::extent::Extent;
 use crate::filter::blkdebug::BlkDebug;
@@ -92,6 +93,8 @@ pub struct Path {
     counted: Option<Limits>,
     /// Of the first layer that reads beside a guest.
     fleecing: Option<Arc<CopyBeforeWrite>>,
+    /// Those of filters that requests pass and for whom they are a guest's.
+    watched: Arc<[Arc<GuestWatch>]>,
     /// Of all layers together.
     treatment: Treatment,
 }
@@ -127,6 +130,11 @@ impl Path {
         Self {
             treatment,
             fleecing: layers.iter().find_map(|layer| layer.fleecing.clone()),
+            watched: layers
+                .iter()
+                .filter_map(|layer| layer.copy_before_write.as_ref())
+                .map(|filter| Arc::clone(filter.guests()))
+                .collect(),
             layers: layers.into(),
             counted: counts.then(|| base.limits()),
             base,
@@ -262,7 +270,8 @@ impl Path {
         buf: Buf,
         window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
-        match &self.base {
+        let watching = self.watch(shard);
+        let answer = match &self.base {
             Base::Storage(storage) => storage.read(shard, span, buf, window).await,
             Base::Image(image) => image.read(shard, span, buf, window).await,
             // Boxed: a snapshot reads through paths of its own.
@@ -274,7 +283,9 @@ impl Path {
             Base::CopyOnRead(filter, file) => {
                 Box::pin(filter.read(shard, file, span, buf, window)).await
             }
-        }
+        };
+        self.end_watch(shard, watching);
+        answer
     }
 
     /// Writes the window's bytes to `offset`. A range behind the end is EIO.
@@ -329,6 +340,7 @@ impl Path {
         if span.is_empty() {
             return (Ok(()), buf);
         }
+        let watching = self.watch(shard);
         let (result, buf) = match &self.base {
             Base::Storage(storage) => storage.write(shard, span, buf, window).await,
             Base::Image(image) => image.write(shard, span, buf, window).await,
@@ -340,6 +352,7 @@ impl Path {
                 Box::pin(filter.write(shard, file, span, buf, window)).await
             }
         };
+        self.end_watch(shard, watching);
         self.after_change(shard, span, Change::Write);
         (result, buf)
     }
@@ -553,6 +566,27 @@ impl Path {
             .filter_map(|layer| layer.throttle.as_ref())
         {
             admit(throttle, shard, Direction::Read, span, limits.transfer).await;
+        }
+    }
+
+    /// A request has passed the layers. When it began, if somebody wants to know
+    /// how long it takes from here on.
+    fn watch(&self, shard: &Shard) -> Option<u64> {
+        if !self.watched.iter().any(|watch| watch.is_wanted()) {
+            return None;
+        }
+        for watch in self.watched.iter() {
+            watch.begin(shard.index());
+        }
+        Some(shard.now_ns())
+    }
+
+    fn end_watch(&self, shard: &Shard, since_ns: Option<u64>) {
+        if let Some(since_ns) = since_ns {
+            let duration_ns = shard.now_ns() - since_ns;
+            for watch in self.watched.iter() {
+                watch.end(shard.index(), duration_ns);
+            }
         }
     }
 

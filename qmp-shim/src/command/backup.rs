@@ -60,6 +60,9 @@ arguments! {
         max_chunk: Option<i64> = "max-chunk",
         /// The least size of a cluster, in bytes.
         min_cluster_size: Option<u64> = "min-cluster-size",
+        /// What 99 of 100 guest requests may take while the disk is copied, in
+        /// nanoseconds; 0 is any time. QEMU 10.0 does not have this.
+        latency_target: Option<i64> = "latency-target",
     }
 }
 

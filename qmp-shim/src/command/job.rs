@@ -26,6 +26,15 @@ arguments! {
         speed: i64 = "speed",
     }
 
+    /// Arguments of `x-block-job-set-latency-target`, which QEMU 10.0 does not have.
+    pub struct XBlockJobSetLatencyTarget {
+        /// The job's id.
+        device: String = "device",
+        /// Nanoseconds; 0 is any time, nothing is what the job finds right. A negative one is
+        /// refused when the command runs.
+        latency_target: Option<i64> = "latency-target",
+    }
+
     /// Arguments of `block-job-cancel`.
     pub struct BlockJobCancel {
         /// The job's id.
@@ -47,6 +56,8 @@ pub type JobComplete = JobId;
 pub type JobFinalize = JobId;
 /// Arguments of `job-dismiss`.
 pub type JobDismiss = JobId;
+/// Arguments of `x-query-block-job-latency`, which QEMU 10.0 does not have.
+pub type XQueryBlockJobLatency = BlockJobDevice;
 /// Arguments of `block-job-pause`.
 pub type BlockJobPause = BlockJobDevice;
 /// Arguments of `block-job-resume`.

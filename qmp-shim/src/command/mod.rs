@@ -161,6 +161,8 @@ commands! {
     "block-job-dismiss" => BlockJobDismiss(BlockJobDismiss),
     "block-job-set-speed" => BlockJobSetSpeed(BlockJobSetSpeed),
     "block-job-change" => BlockJobChange(BlockJobChange),
+    "x-block-job-set-latency-target" => XBlockJobSetLatencyTarget(XBlockJobSetLatencyTarget),
+    "x-query-block-job-latency" => XQueryBlockJobLatency(XQueryBlockJobLatency),
 
     // Bitmaps.
     "block-dirty-bitmap-add" => BlockDirtyBitmapAdd(BlockDirtyBitmapAdd),

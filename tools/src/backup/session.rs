@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ringback_block::copy::control::OnError;
+use ringback_block::copy::governor::LatencyTarget;
 use ringback_block::filter::copy_before_write::{
     self, CLUSTER_SIZE_DEFAULT, CopyBeforeWrite, OnCbwError, SAVE_BUFFER_DEFAULT,
 };
@@ -332,6 +333,8 @@ impl Session {
                 args.max_chunk.max(self.unit())
             },
             speed: args.speed,
+            // Nobody else writes to the source, but others may use its device.
+            latency_target: LatencyTarget::Auto,
             discard_source: false,
             on_source_error: OnError::Report,
             on_target_error: OnError::Report,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
 use ringback_block::copy::control::OnError;
+use ringback_block::copy::governor::LatencyTarget;
 use ringback_block::filter::copy_before_write::{
     self, CLUSTER_SIZE_DEFAULT, CLUSTER_SIZE_MAX, CbwError, OnCbwError,
 };
@@ -17,6 +18,7 @@ use ringback_ring::shards::{Config, MAX_SHARDS, available_cores};
 use serde_json::{Value, json};
 
 use super::load::AccessOrder;
+use crate::latency_target::{latency_target_text, parse_latency_target};
 
 /// Put a disk under guest load, back it up at one instant, verify, report.
 ///
@@ -86,13 +88,16 @@ pub(crate) struct Args {
     /// What is backed up
     #[arg(long, value_enum, default_value = "full", help_heading = "Backup")]
     pub(crate) sync: SyncArg,
-    /// Copies in flight; more are faster where the device works in parallel, and
-    /// felt by the guest where it does not
-    #[arg(long, default_value_t = 1, help_heading = "Backup")]
+    /// Copies in flight at most; --latency-target decides how many there are
+    #[arg(long, default_value_t = 64, help_heading = "Backup")]
     pub(crate) workers: u32,
-    /// Largest copy; 0: no limit of its own (1M) [default: 256k or a cluster]
-    #[arg(long, value_parser = parse_size, help_heading = "Backup")]
-    pub(crate) max_chunk: Option<u64>,
+    /// Largest copy; 0: no limit of its own (1M)
+    #[arg(long, value_parser = parse_size, default_value = "0", help_heading = "Backup")]
+    pub(crate) max_chunk: u64,
+    /// What 99 of 100 guest requests may take on the disk while it is copied: a
+    /// time (500us, 2ms), auto (twice what they take without) or off
+    #[arg(long, value_name = "TIME", value_parser = parse_latency_target, default_value = "auto", help_heading = "Backup")]
+    pub(crate) latency_target: LatencyTarget,
     /// Limit in bytes a second; 0: none
     #[arg(long, value_parser = parse_size, default_value = "0", help_heading = "Backup")]
     pub(crate) speed: u64,
@@ -229,25 +234,20 @@ impl Args {
             return Err(format!("--min-cluster-size: {}", CbwError::TooLarge(wish)));
         }
         let cluster_size = self.cluster_size();
-        match self.max_chunk {
-            Some(max_chunk) if max_chunk != 0 && max_chunk < cluster_size => Err(format!(
+        if self.max_chunk != 0 && self.max_chunk < cluster_size {
+            return Err(format!(
                 "--max-chunk: {}",
                 backup::OptionError::MaxChunk {
-                    max_chunk,
+                    max_chunk: self.max_chunk,
                     cluster_size
                 }
-            )),
-            _ => Ok(()),
+            ));
         }
+        Ok(())
     }
 
     fn cluster_size(&self) -> u64 {
         self.min_cluster_size.max(CLUSTER_SIZE_DEFAULT)
-    }
-
-    fn max_chunk(&self) -> u64 {
-        self.max_chunk
-            .unwrap_or_else(|| self.cluster_size().max(256 << 10))
     }
 
     fn check_combinations(&self) -> Result<(), String> {
@@ -334,8 +334,9 @@ impl Args {
                 SyncArg::None => backup::Sync::None,
             },
             max_workers: self.workers,
-            max_chunk: self.max_chunk(),
+            max_chunk: self.max_chunk,
             speed: self.speed,
+            latency_target: self.latency_target,
             on_source_error: OnError::Report,
             on_target_error: OnError::Report,
         }
@@ -364,7 +365,11 @@ impl Args {
             ("seed", json!(self.seed)),
             ("sync", json!(name_of(&self.sync))),
             ("workers", json!(self.workers)),
-            ("max-chunk", json!(self.max_chunk())),
+            ("max-chunk", json!(self.max_chunk)),
+            (
+                "latency-target",
+                json!(latency_target_text(self.latency_target)),
+            ),
             ("speed", json!(self.speed)),
             ("min-cluster-size", json!(self.min_cluster_size)),
             ("on-cbw-error", json!(name_of(&self.on_cbw_error))),

@@ -1,6 +1,7 @@
 //! Backups and transactions: from the arguments of QMP to what the engine does.
 
 use ringback_block::copy::control::OnError;
+use ringback_block::copy::governor::LatencyTarget;
 use ringback_block::filter::copy_before_write::{self, SAVE_BUFFER_DEFAULT};
 use ringback_block::graph::{GraphError, Transaction};
 use ringback_block::job::backup::Options;
@@ -456,6 +457,7 @@ fn backup_spec(
     let (max_workers, max_chunk) = checked(perf)?;
     check_save_buffer(asked.save_buffer, asked.on_cbw_error)
         .map_err(|error| CommandError::generic(error.to_string()))?;
+    let latency_target = latency_target(perf.and_then(|perf| perf.latency_target))?;
     Ok(BackupSpec {
         source,
         target,
@@ -485,6 +487,7 @@ fn backup_spec(
             max_workers,
             max_chunk,
             speed,
+            latency_target,
             discard_source: asked.discard_source.unwrap_or(false),
             on_source_error: on_error(asked.on_source_error),
             on_target_error: on_error(asked.on_target_error),
@@ -542,6 +545,20 @@ fn checked(perf: Option<&BackupPerf>) -> Result<(u32, u64), CommandError> {
             CommandError::generic("max-chunk must be zero (which means no limit) or positive")
         })?;
     Ok((max_workers, max_chunk))
+}
+
+/// What a guest may feel, in nanoseconds: nothing is left to the job, 0 is anything.
+pub(super) fn latency_target(asked_ns: Option<i64>) -> Result<LatencyTarget, CommandError> {
+    let Some(asked_ns) = asked_ns else {
+        return Ok(LatencyTarget::Auto);
+    };
+    match u64::try_from(asked_ns) {
+        Ok(0) => Ok(LatencyTarget::Off),
+        Ok(bound_ns) => Ok(LatencyTarget::Bound(bound_ns)),
+        Err(_) => Err(CommandError::generic(
+            "latency-target must be zero (which means any latency) or positive",
+        )),
+    }
 }
 
 fn on_error(policy: Option<BlockdevOnError>) -> OnError {

@@ -2,6 +2,7 @@
 
 use ringback_block::copy::chunk::Side;
 use ringback_block::copy::control::Action;
+use ringback_block::copy::governor::LatencyTarget;
 use ringback_block::job::{self, End, Job, JobRefusal, Verb};
 use ringback_qmp_shim::command::JobChange;
 use ringback_qmp_shim::command_error::CommandError;
@@ -10,6 +11,7 @@ use ringback_qmp_shim::visit::Word;
 use serde_json::{Value, json};
 
 use super::Reply;
+use super::backup::latency_target;
 use super::control::Control;
 
 /// A command that lets a job end or stand still is answered when that has
@@ -69,6 +71,33 @@ impl Control {
             .set_speed(id, speed)
             .map_err(|error| refusal(&error))?;
         done()
+    }
+
+    pub(super) fn set_job_latency_target(&mut self, id: &str, asked_ns: Option<i64>) -> Reply {
+        let target = latency_target(asked_ns)?;
+        self.jobs
+            .set_latency_target(id, target)
+            .map_err(|error| refusal(&error))?;
+        done()
+    }
+
+    /// How much a backup takes at present, and what its guest feels.
+    pub(super) fn query_job_latency(&self, id: &str) -> Reply {
+        let (target, standing) = self
+            .jobs
+            .latency(id)
+            .ok_or_else(|| CommandError::block_job_not_found(id))?;
+        let mut answer = json!({
+            "device": id,
+            "automatic": target == LatencyTarget::Auto,
+            "latency-target": standing.target_ns.unwrap_or(0),
+            "depth": standing.depth,
+            "chunk": standing.chunk,
+        });
+        if let Some(p99_ns) = standing.guest_p99_ns {
+            answer["guest-p99"] = json!(p99_ns);
+        }
+        Ok(answer)
     }
 
     pub(super) fn change_job(&self, id: &str, _change: JobChange) -> Reply {

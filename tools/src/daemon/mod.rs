@@ -170,6 +170,14 @@ impl Control {
                 self.block_job(&job.device)?;
                 self.set_job_speed(&job.device, job.speed)
             }
+            Command::XBlockJobSetLatencyTarget(job) => {
+                self.block_job(&job.device)?;
+                self.set_job_latency_target(&job.device, job.latency_target)
+            }
+            Command::XQueryBlockJobLatency(job) => {
+                self.block_job(&job.device)?;
+                self.query_job_latency(&job.device)
+            }
             Command::BlockJobChange(job) => {
                 self.block_job(&job.id)?;
                 self.change_job(&job.id, job.change)

@@ -2,6 +2,11 @@
 
 pub mod chunk;
 pub mod control;
+pub mod governor;
+#[cfg(test)]
+mod governor_tests;
+pub mod guest;
+pub(crate) mod pace;
 pub mod pool;
 pub mod rate;
 

@@ -10,6 +10,13 @@
 //! (C4). Pause and cancel act before a claim and never between claim and
 //! publication, so every path ends its claims.
 //!
+//! # How many at a time
+//!
+//! Workers are numbered. Those with a number below the depth that is allowed
+//! now ([`super::pace`]) take stretches, the others wait for their turn with
+//! nothing in their hands, so that nobody waits for what they hold. Worker 0
+//! works whenever anybody does.
+//!
 //! # Passes
 //!
 //! Clusters that went back to *untouched* (a failed copy that is to be tried
@@ -20,10 +27,11 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ringback_ring::{LocalQueue, Shard, Shards};
+use ringback_ring::{LocalQueue, Shard};
 
 use crate::copy::chunk::{self, Chunk, Copied, CopyError};
 use crate::copy::control::Control;
+use crate::copy::pace::{Pace, keep_pace};
 use crate::copy::rate::Rate;
 use crate::extent::{Content, Extent};
 use crate::filter::copy_before_write::CopyBeforeWrite;
@@ -79,6 +87,7 @@ pub(crate) struct Pool {
     filter: Arc<CopyBeforeWrite>,
     control: Arc<Control>,
     rate: Arc<Rate>,
+    pace: Arc<Pace>,
     chunk_blocks: u64,
     /// What has been copied is discarded on the source.
     discard_source: bool,
@@ -109,6 +118,7 @@ impl Pool {
         filter: Arc<CopyBeforeWrite>,
         control: Arc<Control>,
         rate: Arc<Rate>,
+        pace: Arc<Pace>,
         chunk_clusters: u64,
         discard_source: bool,
     ) -> Self {
@@ -117,6 +127,7 @@ impl Pool {
             filter,
             control,
             rate,
+            pace,
             discard_source,
             cursor: AtomicU64::new(0),
             reserved: AtomicU64::new(0),
@@ -140,8 +151,11 @@ impl Pool {
 
     /// Runs the workers, spread over the shards, until there is nothing left to
     /// claim or the job is told to stop.
-    pub(crate) async fn run(self: &Arc<Self>, shards: &Shards, workers: usize) {
+    pub(crate) async fn run(self: &Arc<Self>, shard: &Shard, workers: usize) {
+        self.pace.start();
+        let keeper = keep_pace(shard, &self.pace, &self.control, self.filter.guests());
         let pool = Arc::clone(self);
+        let shards = shard.set();
         let count = shards.count();
         shards
             .on_each(move |shard| {
@@ -152,14 +166,18 @@ impl Pool {
                 }
             })
             .await;
+        self.pace.end();
+        keeper.join().await;
     }
 
     async fn run_on(self: Arc<Self>, shard: &Shard, workers: usize) {
         let scout = Rc::new(Scout::default());
         let tasks: Vec<_> = (0..workers)
-            .map(|_| {
+            .map(|local| {
                 let (pool, scout, home) = (Arc::clone(&self), Rc::clone(&scout), shard.clone());
-                shard.spawn(async move { pool.work(&home, &scout).await })
+                // Neighbours are on different shards.
+                let number = local * shard.set().count() + shard.index();
+                shard.spawn(async move { pool.work(&home, &scout, number as u64).await })
             })
             .collect();
         for task in tasks {
@@ -167,9 +185,15 @@ impl Pool {
         }
     }
 
-    /// One worker.
-    async fn work(&self, shard: &Shard, scout: &Scout) {
-        while self.control.may_go_on(shard).await && self.filter.broken().is_none() {
+    /// One worker. Where one finds nothing more to do, those who wait for their
+    /// turn will not either.
+    async fn work(&self, shard: &Shard, scout: &Scout, number: u64) {
+        self.take_turns(shard, scout, number).await;
+        self.pace.end_waiting();
+    }
+
+    async fn take_turns(&self, shard: &Shard, scout: &Scout, number: u64) {
+        while self.pace.turn(shard, &self.control, number).await && self.filter.broken().is_none() {
             // Counted before it is made, so that nobody takes the pass for over.
             self.reserved.fetch_add(1, Ordering::SeqCst);
             let stretch = self.reserve();
@@ -187,15 +211,22 @@ impl Pool {
         }
     }
 
+    /// Blocks of a chunk at present: whole clusters.
+    fn blocks_now(&self) -> u64 {
+        let in_cluster = self.filter.blocks_in_cluster();
+        let clusters = self.pace.chunk() / self.filter.cluster_size();
+        (clusters * in_cluster).clamp(in_cluster, self.chunk_blocks)
+    }
+
     /// The next stretch with something to claim in it; none: this pass is over.
     fn reserve(&self) -> Option<Chunk> {
         let cells = self.filter.cells();
         let mut from = self.cursor.load(Ordering::Relaxed);
+        let (blocks, in_cluster) = (self.blocks_now(), self.filter.blocks_in_cluster());
         loop {
             let first = cells.next_untouched(from, cells.len())?;
             // Where guests have been, a stretch begins within a cluster; it ends with one.
-            let in_cluster = self.filter.blocks_in_cluster();
-            let end = (first / in_cluster * in_cluster + self.chunk_blocks).min(cells.len());
+            let end = (first / in_cluster * in_cluster + blocks).min(cells.len());
             let swapped =
                 self.cursor
                     .compare_exchange_weak(from, end, Ordering::Relaxed, Ordering::Relaxed);
@@ -242,7 +273,7 @@ impl Pool {
                 self.extend(&mut stretch, known_end);
             }
             // Zeroes, too, go in chunks: a guest may wait for each of them.
-            let end = stretch.end.min(known_end).min(first + self.chunk_blocks);
+            let end = stretch.end.min(known_end).min(first + self.blocks_now());
             if !self.admit(shard, first, end).await {
                 return Ok(());
             }
@@ -309,15 +340,27 @@ impl Pool {
                     .buffer_len(self.filter.bytes(first, end)),
             )
             .await;
-        let Some(_copying) = self.begin_copy() else {
+        let Some(copying) = self.begin_copy() else {
             return Ok(first);
         };
         let Some(claimed) = self.claim(first, end) else {
             return Ok(first);
         };
         let bytes = self.filter.bytes(claimed.first, claimed.end);
+        self.pace.begin_copy();
+        let start_ns = shard.now_ns();
         let result = self.filter.copier().copy(shard, bytes, buf).await;
-        self.settle(shard, claimed, result).await
+        let took_ns = shard.now_ns() - start_ns;
+        let moved = result.map_or(0, |copied| copied.data);
+        let rest_ns = self.pace.end_copy(moved, took_ns);
+        let settled = self.settle(shard, claimed, result).await;
+        drop(copying);
+        if rest_ns > 0 {
+            self.control
+                .sleep_until(shard, shard.now_ns() + rest_ns)
+                .await;
+        }
+        settled
     }
 
     async fn zero_run(&self, shard: &Shard, first: u64, end: u64) -> Result<u64, CopyError> {

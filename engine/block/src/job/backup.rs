@@ -13,6 +13,8 @@ use super::Bell;
 use crate::copy::Progress;
 use crate::copy::chunk::Copied;
 use crate::copy::control::{Control, JobError, OnError};
+use crate::copy::governor::{Ceiling, LatencyTarget, Standing};
+use crate::copy::pace::Pace;
 use crate::copy::pool::{Pool, Shape};
 use crate::copy::rate::Rate;
 use crate::filter::copy_before_write::CopyBeforeWrite;
@@ -44,6 +46,8 @@ pub struct Options {
     pub max_chunk: u64,
     /// Bytes a second; 0: no limit.
     pub speed: u64,
+    /// What a guest may feel of the copying.
+    pub latency_target: LatencyTarget,
     /// What has been copied is discarded on the source.
     pub discard_source: bool,
     /// Policy for read errors.
@@ -59,6 +63,7 @@ impl Default for Options {
             max_workers: 64,
             max_chunk: 0,
             speed: 0,
+            latency_target: LatencyTarget::Auto,
             discard_source: false,
             on_source_error: OnError::Report,
             on_target_error: OnError::Report,
@@ -98,6 +103,7 @@ pub struct Backup {
     filter: Arc<CopyBeforeWrite>,
     control: Arc<Control>,
     rate: Arc<Rate>,
+    pace: Arc<Pace>,
     pool: Arc<Pool>,
     end: Arc<End>,
 }
@@ -142,10 +148,17 @@ impl Backup {
             options.on_target_error,
         ));
         let rate = Arc::new(Rate::new(options.speed));
+        let ceiling = Ceiling {
+            depth: shape.workers as u64,
+            chunk: shape.chunk_clusters * filter.cluster_size(),
+            unit: filter.cluster_size(),
+        };
+        let pace = Arc::new(Pace::new(ceiling, options.latency_target));
         let pool = Arc::new(Pool::new(
             Arc::clone(filter),
             Arc::clone(&control),
             Arc::clone(&rate),
+            Arc::clone(&pace),
             shape.chunk_clusters,
             options.discard_source,
         ));
@@ -172,6 +185,7 @@ impl Backup {
             filter: Arc::clone(filter),
             control,
             rate,
+            pace,
             pool,
             end,
         })
@@ -186,6 +200,16 @@ impl Backup {
     pub fn set_speed(&self, bytes_per_second: u64) {
         self.rate.set_speed(bytes_per_second);
         self.control.wake();
+    }
+
+    /// Changes what a guest may feel of the copying.
+    pub fn set_latency_target(&self, target: LatencyTarget) {
+        self.pace.set_target(target);
+    }
+
+    /// How much the copying takes at present.
+    pub fn standing(&self) -> Standing {
+        self.pace.standing()
     }
 
     /// How far the job is.
@@ -318,7 +342,7 @@ impl Run {
 
     async fn copy_all(&self, shard: &Shard) -> Result<(), JobError> {
         loop {
-            self.pool.run(shard.set(), self.workers).await;
+            self.pool.run(shard, self.workers).await;
             // A guest's save may still fail and leave its clusters to us.
             self.filter.wait_for_saves_in_flight(shard).await;
             if let Some(failure) = self.failure() {

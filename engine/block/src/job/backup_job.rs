@@ -10,6 +10,7 @@ use super::{Bell, End, JobRefusal, Jobs, Kind};
 use crate::bitmap::BitmapError;
 use crate::copy::Progress;
 use crate::copy::control::JobError;
+use crate::copy::governor::{LatencyTarget, Standing};
 use crate::filter::copy_before_write::{self, CopyBeforeWrite};
 use crate::graph::{BitmapEnd, Graph, GraphError, Insertion, Scope, Transaction};
 
@@ -280,6 +281,19 @@ impl BackupJob {
 
     pub(super) fn target(&self) -> &str {
         &self.target
+    }
+
+    pub(super) fn set_latency_target(&mut self, target: LatencyTarget) {
+        self.options.latency_target = target;
+        if let Some(running) = &self.running {
+            running.set_latency_target(target);
+        }
+    }
+
+    /// The target, and how the copying stands; nothing stands before it begins.
+    pub(super) fn latency(&self) -> (LatencyTarget, Standing) {
+        let standing = self.running.as_ref().map(Backup::standing);
+        (self.options.latency_target, standing.unwrap_or_default())
     }
 
     pub(super) fn progress(&self) -> Progress {

@@ -7,6 +7,7 @@ use super::backup_job::BackupJob;
 use super::{BackupRefusal, BackupSpec, Bell, End, Event, IoStatus, Job, Kind, Status, Verb, Work};
 use crate::copy::Progress;
 use crate::copy::control::{self, Action};
+use crate::copy::governor::{LatencyTarget, Standing};
 use crate::graph::{Graph, Transaction, is_identifier};
 
 /// How a job goes on by itself.
@@ -616,6 +617,32 @@ impl Jobs {
             running.set_speed(speed);
         }
         Ok(())
+    }
+
+    /// Changes what a guest may feel of a job.
+    ///
+    /// # Errors
+    ///
+    /// [`JobRefusal`].
+    pub fn set_latency_target(
+        &mut self,
+        id: &str,
+        target: LatencyTarget,
+    ) -> Result<(), JobRefusal> {
+        let index = self.job_for(id, Verb::SetSpeed)?;
+        let Work::Backup(backup) = &mut self.jobs[index].work else {
+            return Err(JobRefusal::NoSpeed);
+        };
+        backup.set_latency_target(target);
+        Ok(())
+    }
+
+    /// What a guest may feel of a job that copies, and how the copying stands.
+    pub fn latency(&self, id: &str) -> Option<(LatencyTarget, Standing)> {
+        match &self.get(id)?.work {
+            Work::Backup(backup) => Some(backup.latency()),
+            Work::None => None,
+        }
     }
 
     /// Waits until the work of a job has something to tell, but not for long.

@@ -59,6 +59,7 @@ use crate::bitmap::{BitmapError, DirtyBitmap};
 use crate::copy::Progress;
 use crate::copy::chunk::{self, Chunk, Copier};
 use crate::copy::control::Control;
+use crate::copy::guest::GuestWatch;
 use crate::metrics::{Class, Metrics};
 use crate::path::Path;
 use crate::planted::{self, Fault};
@@ -204,6 +205,8 @@ pub struct CopyBeforeWrite {
     jobs: AtomicU64,
     /// Of the job that decides what becomes of a target that fails.
     job: ArcSwapOption<Control>,
+    /// How long guests' requests take below the filter.
+    guests: Arc<GuestWatch>,
 }
 
 impl std::fmt::Debug for CopyBeforeWrite {
@@ -310,6 +313,7 @@ impl CopyBeforeWrite {
             copied: AtomicU64::new(0),
             jobs: AtomicU64::new(0),
             job: ArcSwapOption::empty(),
+            guests: Arc::new(GuestWatch::new(shards)),
         })
     }
 
@@ -404,6 +408,11 @@ impl CopyBeforeWrite {
             offset,
             len: offset + self.claimed.load(Ordering::Relaxed) + untouched,
         }
+    }
+
+    /// Requests that have passed the filter.
+    pub(crate) fn guests(&self) -> &Arc<GuestWatch> {
+        &self.guests
     }
 
     /// A job has begun to work with the filter.

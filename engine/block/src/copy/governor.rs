@@ -1,0 +1,660 @@
+//! How much of a disk a copy may take, so that its guest does not feel it.
+//!
+//! A pure law: it is told at every tick what the guest and the copy have
+//! measured, and answers how many chunks of which size may be in flight. It
+//! knows no clock, no thread, no disk. The reasons and what was learned from
+//! whom are in `docs/decisions/0015-guest-first-copy.md`.
+//!
+//! # The budget
+//!
+//! What it moves is one number, the bytes in flight. Small budgets are one chunk
+//! at a time; the smallest, less than one chunk, are rests between chunks; large
+//! ones are more and larger chunks ([`Allowance::of`]). Two bounds hold it:
+//!
+//! - *What the device can use.* More bytes in flight than it moves within a
+//!   given time only stand in its queue, where a guest finds them. The time is
+//!   the guest's latency target while there is a guest, [`QUEUE_NS`] while there
+//!   is none, and never less than a few times what a lone copy takes, so that a
+//!   disk that works in parallel or is far away gets its depth.
+//! - *What the guest allows.* Each request that took longer than the target
+//!   takes a share of the budget away and, for a p99, earns it back only with
+//!   ninety-nine that did not. The budget that hurt is remembered: up to there
+//!   it grows fast, beyond it slowly.
+//!
+//! # The target
+//!
+//! If nobody has given one it is learned: every few seconds the copy stands
+//! still for some tens of milliseconds ([`Phase::Listening`]), and what the guest
+//! feels then, doubled, is the target.
+
+use crate::copy::guest::{BUCKETS, Counts, bucket, bucket_end};
+
+const MS: u64 = 1_000_000;
+const KIB: f64 = 1024.0;
+
+/// How often the law wants to be asked, in nanoseconds. A guest that wakes is
+/// seen within this time.
+pub const TICK_NS: u64 = 2 * MS;
+
+/// With no guest, no more is in flight than the device moves in this time:
+/// that is what a guest which wakes up has to wait for.
+const QUEUE_NS: f64 = 10.0 * MS as f64;
+
+/// Nobody's request for this long, or four times as long as usual: no guest.
+const IDLE_NS: u64 = 100 * MS;
+const IDLE_NS_MAX: u64 = 1000 * MS;
+
+/// Speed is measured over stretches of this length, and the best of the last
+/// seconds counts.
+const SPEED_NS: u64 = 20 * MS;
+const SPEED_MEMORY_NS: u64 = 1000 * MS;
+/// The time of a lone copy is the shortest of the last ten seconds.
+const COPY_MEMORY_NS: u64 = 5000 * MS;
+
+/// Budgets in bytes: below the first there are rests.
+const CHUNK_MIN: f64 = 64.0 * KIB;
+/// Chunks grow to this size before there are several.
+const CHUNK_GOOD: f64 = 256.0 * KIB;
+const DEPTH_GOOD: f64 = 8.0;
+/// A copy is never slowed down further than to an eighth of the time.
+const BUDGET_MIN: f64 = CHUNK_MIN / 8.0;
+/// What needs no proof with no guest about.
+const BUDGET_IDLE: f64 = 4.0 * CHUNK_GOOD;
+
+/// What a late request leaves of the budget, and what one that stands for long.
+const CUT: f64 = 0.6;
+const CUT_HARD: f64 = 0.25;
+/// So many targets late is long.
+const HARD: u64 = 4;
+/// One late request is paid for by so many that are not.
+const DEBT: f64 = 99.0;
+const DEBT_MAX: f64 = 300.0;
+/// Growth with each request in time: below the budget that hurt, and beyond.
+const GROWTH_FAST: f64 = 0.02;
+const GROWTH_SLOW: f64 = 0.002;
+/// The budget that hurt is near from this share of it on.
+const NEAR: f64 = 0.8;
+/// Time that counts as one request in time: guests may be slow.
+const SLOW_GUEST_NS: f64 = 30.0 * MS as f64;
+/// What was in flight at a cut is gone by then at the latest.
+const CLEARED_NS: u64 = 250 * MS;
+
+/// How often, how long and for how many requests the guest is listened to.
+const LISTEN_EVERY_NS: u64 = 4000 * MS;
+/// So often if the guest is late although next to nothing is copied: it may not
+/// be the copy that is in its way.
+const LISTEN_AGAIN_NS: u64 = 1000 * MS;
+const LISTEN_NS: u64 = 40 * MS;
+const LISTEN_FIRST_NS: u64 = 80 * MS;
+const LISTEN_REQUESTS: f64 = 64.0;
+/// So long it is waited for a first request when the copy starts.
+const LISTEN_START_NS: u64 = 10 * MS;
+/// How long it is waited until nothing of the copy is in flight.
+const DRAIN_NS: u64 = 100 * MS;
+/// What older listening still counts.
+const BASELINE_DECAY: f64 = 0.75;
+/// Less than this says nothing.
+const BASELINE_MIN: f64 = 8.0;
+
+/// A learned target: never below, and what it is before anything is known.
+const TARGET_MIN_NS: u64 = 300_000;
+const TARGET_UNKNOWN_NS: u64 = MS;
+
+/// A copy in which nothing ends for so long does not keep others from starting.
+const STUCK_NS: u64 = 500 * MS;
+
+/// What a guest may feel of a copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LatencyTarget {
+    /// About twice what it feels without.
+    #[default]
+    Auto,
+    /// 99 of 100 requests take no longer than this many nanoseconds.
+    Bound(u64),
+    /// Whatever comes: the copy takes what it can get.
+    Off,
+}
+
+/// What a copy may have in flight.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Allowance {
+    /// Chunks at a time; 0 while the guest is listened to.
+    pub depth: u64,
+    /// Bytes of a chunk, at most.
+    pub chunk: u64,
+    /// The share of its time in which a copy of depth 1 works; it rests for the
+    /// others.
+    pub duty: f64,
+}
+
+/// The most that a copy may ever have in flight.
+#[derive(Clone, Copy, Debug)]
+pub struct Ceiling {
+    /// Chunks at a time.
+    pub depth: u64,
+    /// Bytes of a chunk.
+    pub chunk: u64,
+    /// Bytes of the smallest chunk.
+    pub unit: u64,
+}
+
+impl Ceiling {
+    fn bytes(self) -> f64 {
+        self.depth as f64 * self.chunk as f64
+    }
+}
+
+impl Allowance {
+    /// Everything.
+    pub fn all(ceiling: Ceiling) -> Self {
+        Self {
+            depth: ceiling.depth,
+            chunk: ceiling.chunk,
+            duty: 1.0,
+        }
+    }
+
+    /// The chunks that a number of bytes in flight stands for: one up to 256 KiB,
+    /// then eight of these, then larger ones.
+    pub(crate) fn of(budget: f64, ceiling: Ceiling) -> Self {
+        let (least, most) = (ceiling.unit as f64, ceiling.chunk as f64);
+        let by_depth = budget / (ceiling.depth as f64).min(DEPTH_GOOD);
+        let wish = by_depth.max(budget.min(CHUNK_GOOD)).max(CHUNK_MIN);
+        // Powers of two, so that a device sees few sizes.
+        let chunk = (wish.log2() + 1e-9).floor().exp2().clamp(least, most);
+        let depth = (budget / chunk).floor().clamp(1.0, ceiling.depth as f64);
+        Self {
+            depth: whole(depth),
+            chunk: whole(chunk),
+            duty: (budget / CHUNK_MIN).min(1.0),
+        }
+    }
+}
+
+/// The whole part of a number that is not negative.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "it saturates, which is as good"
+)]
+pub(crate) fn whole(number: f64) -> u64 {
+    number as u64
+}
+
+/// What has been measured since the copy began.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// Now, in nanoseconds.
+    pub now_ns: u64,
+    /// Of the guest.
+    pub guest: Counts,
+    /// Copies of data that have begun and that have ended.
+    pub copies_started: u64,
+    /// See `copies_started`.
+    pub copies_ended: u64,
+    /// Bytes of data that were copied.
+    pub copied: u64,
+    /// The shortest copy that has ended since the last tick, in nanoseconds.
+    pub fastest_copy_ns: Option<u64>,
+}
+
+/// How things stand, for those who ask.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Standing {
+    /// Chunks at a time.
+    pub depth: u64,
+    /// Bytes of a chunk.
+    pub chunk: u64,
+    /// The target in nanoseconds; none: off.
+    pub target_ns: Option<u64>,
+    /// What 99 of the guest's last 100 requests did not exceed, in nanoseconds;
+    /// none: there were none.
+    pub guest_p99_ns: Option<u64>,
+}
+
+/// What the law is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Waits for its own copies, and what the guest sent among them, to end.
+    Draining { until_ns: u64, sent: Option<u64> },
+    /// The copy stands still.
+    Listening { since_ns: u64 },
+    /// There is no guest.
+    Alone,
+    /// There is one.
+    Sharing,
+}
+
+/// Weights of latencies.
+#[derive(Clone, Debug)]
+struct Distribution {
+    weights: [f64; BUCKETS],
+    total: f64,
+}
+
+impl Default for Distribution {
+    fn default() -> Self {
+        Self {
+            weights: [0.0; BUCKETS],
+            total: 0.0,
+        }
+    }
+}
+
+impl Distribution {
+    fn decay(&mut self, share: f64) {
+        self.weights.iter_mut().for_each(|weight| *weight *= share);
+        self.total *= share;
+    }
+
+    fn add(&mut self, counts: &[u64; BUCKETS]) {
+        for (weight, count) in self.weights.iter_mut().zip(counts) {
+            *weight += *count as f64;
+            self.total += *count as f64;
+        }
+    }
+
+    /// What this share of the requests does not exceed.
+    fn quantile(&self, share: f64) -> Option<u64> {
+        let mut above = self.total * (1.0 - share);
+        if self.total < 0.5 {
+            return None;
+        }
+        for (index, weight) in self.weights.iter().enumerate().rev() {
+            above -= weight;
+            if above < 0.0 {
+                return Some(bucket_end(index));
+            }
+        }
+        Some(bucket_end(0))
+    }
+}
+
+/// The best of two generations of a measurement.
+#[derive(Clone, Copy, Debug, Default)]
+struct Best {
+    young: Option<f64>,
+    old: Option<f64>,
+    since_ns: u64,
+}
+
+impl Best {
+    fn age(&mut self, now_ns: u64, generation_ns: u64) {
+        if now_ns.saturating_sub(self.since_ns) >= generation_ns && self.young.is_some() {
+            self.old = self.young.take();
+            self.since_ns = now_ns;
+        }
+    }
+
+    fn put(&mut self, value: f64, better: fn(f64, f64) -> f64) {
+        self.young = Some(self.young.map_or(value, |best| better(best, value)));
+    }
+
+    fn get(&self, better: fn(f64, f64) -> f64) -> Option<f64> {
+        match (self.young, self.old) {
+            (Some(young), Some(old)) => Some(better(young, old)),
+            (young, old) => young.or(old),
+        }
+    }
+}
+
+/// The law, and what it remembers.
+#[derive(Clone, Debug)]
+pub struct Governor {
+    ceiling: Ceiling,
+    target: LatencyTarget,
+    phase: Phase,
+    seen: Seen,
+    // The guest.
+    /// When it last asked for something, and how far its requests are apart.
+    asked_ns: u64,
+    gap_ns: f64,
+    /// Ticks at which requests had begun that have not all ended: how many had
+    /// begun, and when that was.
+    pending: std::collections::VecDeque<(u64, u64)>,
+    recent: Distribution,
+    recent_ns: u64,
+    // The target.
+    baseline: Distribution,
+    target_ns: u64,
+    listened_ns: Option<u64>,
+    heard: [u64; BUCKETS],
+    // The device.
+    speed: Best,
+    speed_from: (u64, u64),
+    copy_ns: Best,
+    /// When a copy last ended, or none was there to end.
+    moved_ns: u64,
+    extra: u64,
+    // The budget.
+    budget: f64,
+    hurt: f64,
+    debt: f64,
+    /// After a cut, until what was in flight then is gone: by when, and the
+    /// guest's requests and the copies that must have ended.
+    cut: Option<(u64, u64, u64)>,
+}
+
+impl Governor {
+    /// For a copy that starts now.
+    pub fn new(ceiling: Ceiling, target: LatencyTarget, seen: Seen) -> Self {
+        let now_ns = seen.now_ns;
+        Self {
+            ceiling,
+            target,
+            phase: Phase::Listening { since_ns: now_ns },
+            asked_ns: 0,
+            gap_ns: 0.0,
+            pending: std::collections::VecDeque::new(),
+            recent: Distribution::default(),
+            recent_ns: now_ns,
+            baseline: Distribution::default(),
+            target_ns: TARGET_UNKNOWN_NS,
+            listened_ns: None,
+            heard: [0; BUCKETS],
+            speed: Best::default(),
+            speed_from: (now_ns, seen.copied),
+            copy_ns: Best::default(),
+            moved_ns: now_ns,
+            extra: 0,
+            budget: CHUNK_GOOD,
+            hurt: f64::INFINITY,
+            debt: 0.0,
+            cut: None,
+            seen,
+        }
+    }
+
+    /// Another target from now on.
+    pub fn set_target(&mut self, target: LatencyTarget) {
+        self.target = target;
+        self.hurt = f64::INFINITY;
+        self.debt = 0.0;
+    }
+
+    /// What is allowed from now on.
+    pub fn tick(&mut self, seen: Seen) -> Allowance {
+        let ended = self.note_guest(&seen);
+        self.note_copy(&seen);
+        let elapsed_ns = seen.now_ns - self.seen.now_ns;
+        self.seen = seen;
+        if self.target != LatencyTarget::Off {
+            self.turn(&ended, elapsed_ns);
+        }
+        self.allowance()
+    }
+
+    /// How things stand.
+    pub fn standing(&self) -> Standing {
+        let allowance = self.allowance();
+        Standing {
+            depth: allowance.depth,
+            chunk: allowance.chunk,
+            target_ns: (self.target != LatencyTarget::Off).then(|| self.target_ns()),
+            guest_p99_ns: self.recent.quantile(0.99),
+        }
+    }
+
+    fn target_ns(&self) -> u64 {
+        match self.target {
+            LatencyTarget::Bound(bound_ns) => bound_ns,
+            LatencyTarget::Auto | LatencyTarget::Off => self.target_ns,
+        }
+    }
+
+    fn requests_ended(&self) -> u64 {
+        self.seen.guest.ended.iter().sum()
+    }
+
+    fn copies_in_flight(&self) -> u64 {
+        self.seen.copies_started - self.seen.copies_ended
+    }
+
+    /// Requests that have ended since the last tick.
+    fn note_guest(&mut self, seen: &Seen) -> [u64; BUCKETS] {
+        let mut ended = [0; BUCKETS];
+        for (index, count) in ended.iter_mut().enumerate() {
+            *count = seen.guest.ended[index] - self.seen.guest.ended[index];
+        }
+        let started = seen.guest.started - self.seen.guest.started;
+        let all_ended: u64 = seen.guest.ended.iter().sum();
+        if started > 0 {
+            let since = (seen.now_ns - self.asked_ns).min(IDLE_NS_MAX) as f64;
+            self.gap_ns += (since / started as f64 - self.gap_ns) / 8.0;
+        }
+        if started > 0 || seen.guest.started > all_ended {
+            self.asked_ns = seen.now_ns;
+        }
+        while self
+            .pending
+            .front()
+            .is_some_and(|first| first.0 <= all_ended)
+        {
+            self.pending.pop_front();
+        }
+        if started > 0 && seen.guest.started > all_ended {
+            self.pending.push_back((seen.guest.started, seen.now_ns));
+        }
+        if seen.now_ns - self.recent_ns >= 1000 * MS {
+            self.recent.decay(0.5);
+            self.recent_ns = seen.now_ns;
+        }
+        self.recent.add(&ended);
+        ended
+    }
+
+    /// How long the oldest request has been in flight at least. A tick's requests
+    /// are not told apart from later ones: this may be too little, and is right
+    /// when nothing ends any more.
+    fn oldest_ns(&self) -> u64 {
+        let oldest = self.pending.front();
+        oldest.map_or(0, |&(_, since_ns)| self.seen.now_ns - since_ns)
+    }
+
+    fn note_copy(&mut self, seen: &Seen) {
+        let now_ns = seen.now_ns;
+        let (from_ns, from) = self.speed_from;
+        self.speed.age(now_ns, SPEED_MEMORY_NS);
+        if now_ns - from_ns >= SPEED_NS {
+            if seen.copied > from {
+                let speed = (seen.copied - from) as f64 / (now_ns - from_ns) as f64;
+                self.speed.put(speed, f64::max);
+            }
+            self.speed_from = (now_ns, seen.copied);
+        }
+        self.copy_ns.age(now_ns, COPY_MEMORY_NS);
+        if let Some(fastest_ns) = seen.fastest_copy_ns {
+            self.copy_ns.put(fastest_ns as f64, f64::min);
+        }
+        if seen.copies_ended > self.seen.copies_ended || seen.copies_started == seen.copies_ended {
+            self.moved_ns = now_ns;
+            self.extra = 0;
+        } else if now_ns - self.moved_ns >= STUCK_NS {
+            self.moved_ns = now_ns;
+            self.extra += 1;
+        }
+    }
+
+    /// No more in flight than the device moves within a time, or than keeps it
+    /// busy.
+    fn usable(&self, time_ns: f64, copies: f64, least: f64) -> f64 {
+        let copy_ns = self.copy_ns.get(f64::min).unwrap_or(0.0);
+        let speed = self.speed.get(f64::max).unwrap_or(0.0);
+        (speed * time_ns.max(copies * copy_ns))
+            .max(least)
+            .min(self.ceiling.bytes())
+    }
+
+    fn allowance(&self) -> Allowance {
+        let mut allowance = match self.phase {
+            _ if self.target == LatencyTarget::Off => Allowance::all(self.ceiling),
+            Phase::Draining { .. } | Phase::Listening { .. } => Allowance {
+                depth: 0,
+                ..Allowance::of(self.budget, self.ceiling)
+            },
+            Phase::Alone => Allowance::of(self.usable(QUEUE_NS, 3.0, BUDGET_IDLE), self.ceiling),
+            Phase::Sharing => Allowance::of(self.budget, self.ceiling),
+        };
+        if allowance.depth > 0 {
+            allowance.depth = (allowance.depth + self.extra).min(self.ceiling.depth);
+        }
+        allowance
+    }
+
+    fn turn(&mut self, ended: &[u64; BUCKETS], elapsed_ns: u64) {
+        let now_ns = self.seen.now_ns;
+        let idle_ns = whole(4.0 * self.gap_ns).clamp(IDLE_NS, IDLE_NS_MAX);
+        let is_idle = self.asked_ns == 0 || now_ns - self.asked_ns > idle_ns;
+        match self.phase {
+            Phase::Draining { until_ns, sent } => self.drain(until_ns, sent),
+            Phase::Listening { since_ns } => {
+                for (sum, count) in self.heard.iter_mut().zip(ended) {
+                    *sum += count;
+                }
+                let heard: u64 = self.heard.iter().sum();
+                if now_ns - since_ns >= self.listen_ns() || heard as f64 >= LISTEN_REQUESTS {
+                    self.learn();
+                    self.phase = if is_idle {
+                        Phase::Alone
+                    } else {
+                        Phase::Sharing
+                    };
+                }
+            }
+            Phase::Alone if !is_idle => {
+                // A guest has woken up.
+                self.budget = self.budget.min(CHUNK_GOOD);
+                self.share_or_listen();
+            }
+            Phase::Alone => {}
+            Phase::Sharing if is_idle => self.phase = Phase::Alone,
+            Phase::Sharing => {
+                self.adapt(ended, elapsed_ns);
+                self.share_or_listen();
+            }
+        }
+    }
+
+    fn share_or_listen(&mut self) {
+        let now_ns = self.seen.now_ns;
+        let every_ns = if self.budget < CHUNK_MIN {
+            LISTEN_AGAIN_NS
+        } else {
+            LISTEN_EVERY_NS
+        };
+        let is_due = self
+            .listened_ns
+            .is_none_or(|listened_ns| now_ns - listened_ns >= every_ns);
+        self.phase = if self.target == LatencyTarget::Auto && is_due {
+            Phase::Draining {
+                until_ns: now_ns + DRAIN_NS,
+                sent: None,
+            }
+        } else {
+            Phase::Sharing
+        };
+    }
+
+    /// The guest's requests that were sent while copies were in flight are no
+    /// measure of the guest alone.
+    fn drain(&mut self, until_ns: u64, sent: Option<u64>) {
+        let now_ns = self.seen.now_ns;
+        let sent = match sent {
+            None if self.copies_in_flight() == 0 => Some(self.seen.guest.started),
+            sent => sent,
+        };
+        if sent.is_some_and(|sent| self.requests_ended() >= sent) {
+            self.heard = [0; BUCKETS];
+            self.phase = Phase::Listening { since_ns: now_ns };
+        } else if now_ns >= until_ns {
+            self.listened_ns = Some(now_ns);
+            self.phase = Phase::Sharing;
+        } else {
+            self.phase = Phase::Draining { until_ns, sent };
+        }
+    }
+
+    fn listen_ns(&self) -> u64 {
+        if self.asked_ns == 0 {
+            LISTEN_START_NS
+        } else if self.target != LatencyTarget::Auto {
+            0
+        } else if self.baseline.total < LISTEN_REQUESTS / 2.0 {
+            LISTEN_FIRST_NS
+        } else {
+            LISTEN_NS
+        }
+    }
+
+    /// What was heard is what the guest feels without the copy.
+    fn learn(&mut self) {
+        if self.asked_ns == 0 {
+            return;
+        }
+        self.listened_ns = Some(self.seen.now_ns);
+        if self.baseline.total >= 2.0 * BASELINE_MIN {
+            self.baseline.decay(BASELINE_DECAY);
+        }
+        self.baseline.add(&self.heard);
+        self.heard = [0; BUCKETS];
+        // Nothing that was in flight before is: what comes now is ours.
+        self.cut = None;
+        if self.baseline.total < BASELINE_MIN {
+            return;
+        }
+        let quantile = |share| self.baseline.quantile(share).unwrap_or(0);
+        // Few requests tell little of the rarest: one that stood out for some
+        // other reason must not decide alone.
+        let usual_ns = quantile(0.98).min(8 * quantile(0.5));
+        self.target_ns = (2 * usual_ns).max(TARGET_MIN_NS);
+    }
+
+    /// The guest is there: more or less than before?
+    fn adapt(&mut self, ended: &[u64; BUCKETS], elapsed_ns: u64) {
+        let now_ns = self.seen.now_ns;
+        let target_ns = self.target_ns();
+        let first_late = bucket(target_ns) + 1;
+        let count = |part: &[u64]| part.iter().sum::<u64>() as f64;
+        let in_time = count(&ended[..first_late.min(BUCKETS)]);
+        let late = count(&ended[first_late.min(BUCKETS)..]);
+        let first_hard = (bucket(target_ns.saturating_mul(HARD)) + 1).min(BUCKETS);
+        let oldest_ns = self.oldest_ns();
+        let earned = in_time.max(elapsed_ns as f64 / SLOW_GUEST_NS);
+        self.debt = (self.debt + DEBT * late - earned).clamp(0.0, DEBT_MAX);
+        if let Some((until_ns, requests, copies)) = self.cut
+            && now_ns < until_ns
+            && (self.requests_ended() < requests || self.seen.copies_ended < copies)
+        {
+            return;
+        }
+        self.cut = None;
+        if late > 0.0 || oldest_ns > target_ns {
+            let is_hard = oldest_ns > HARD * target_ns || count(&ended[first_hard..]) > 0.0;
+            self.cut(if is_hard { CUT_HARD } else { CUT });
+        } else if self.debt == 0.0 {
+            let growth = if self.budget < NEAR * self.hurt {
+                GROWTH_FAST
+            } else {
+                GROWTH_SLOW
+            };
+            let usable = self.usable(target_ns as f64, 2.5, CHUNK_GOOD);
+            let grown = self.budget * (growth * earned).exp();
+            // What is more than the device can use goes slowly: its speed is
+            // never known for sure.
+            self.budget = if self.budget > usable {
+                (self.budget * (-GROWTH_FAST * earned).exp()).max(usable)
+            } else {
+                grown.min(usable)
+            };
+        }
+    }
+
+    fn cut(&mut self, share: f64) {
+        self.hurt = self.budget;
+        self.budget = (self.budget * share).max(BUDGET_MIN);
+        self.cut = Some((
+            self.seen.now_ns + CLEARED_NS,
+            self.seen.guest.started,
+            self.seen.copies_started,
+        ));
+    }
+}
