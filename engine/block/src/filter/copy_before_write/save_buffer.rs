@@ -61,7 +61,8 @@ struct Entry {
     since_ns: u64,
     /// Being written to the target.
     is_leaving: bool,
-    /// What a client has discarded of it: to be discarded on the target, too.
+    /// What a client has discarded of it: to be discarded on the target, too. No two
+    /// touch, so that a client who repeats himself costs nothing.
     discarded: Vec<Span>,
 }
 
@@ -109,6 +110,19 @@ pub(super) enum Piece {
     Data(Arc<[u8]>, std::ops::Range<usize>),
     /// So many bytes that are not here.
     Elsewhere(u64),
+}
+
+/// Adds a range to ranges of which no two touch.
+fn add(spans: &mut Vec<Span>, mut span: Span) {
+    spans.retain(|other| {
+        let touches = other.offset <= span.end() && span.offset <= other.end();
+        if touches {
+            let start = span.offset.min(other.offset);
+            span = Span::between(start, span.end().max(other.end()));
+        }
+        !touches
+    });
+    spans.push(span);
 }
 
 #[derive(Debug)]
@@ -263,7 +277,7 @@ impl SaveBuffer {
             if part.offset > from {
                 elsewhere.push(Span::between(from, part.offset));
             }
-            entry.discarded.push(part);
+            add(&mut entry.discarded, part);
             from = part.end();
         }
         if from < span.end() {
@@ -457,7 +471,8 @@ mod tests {
         assert_eq!(elsewhere, [Span::new(12 * KIB, 4 * KIB)]);
         assert_eq!(
             buffer.remove(&batch),
-            [Span::new(4 * KIB, 4 * KIB), Span::new(8 * KIB, 4 * KIB)]
+            [Span::new(4 * KIB, 8 * KIB)],
+            "each byte once"
         );
         assert_eq!(
             buffer.discard(Span::new(0, KIB)),
