@@ -18,7 +18,8 @@
 //!   disk that works in parallel or is far away gets its depth.
 //! - *What the guest allows.* Each request that took longer than the target
 //!   takes a share of the budget away and, for a p99, earns it back only with
-//!   ninety-nine that did not. The budget that hurt is remembered: up to there
+//!   ninety-nine that did not; with fewer if more than one in two hundred are late
+//!   without the copy, because then they prove less. The budget that hurt is remembered: up to there
 //!   it grows fast, beyond it slowly.
 //!
 //! # The target
@@ -61,18 +62,22 @@ const BUDGET_MIN: f64 = CHUNK_MIN / 8.0;
 /// What needs no proof with no guest about.
 const BUDGET_IDLE: f64 = 4.0 * CHUNK_GOOD;
 
-/// What a late request leaves of the budget, and what one that stands for long.
+/// What a late request leaves of the budget.
 const CUT: f64 = 0.6;
-const CUT_HARD: f64 = 0.25;
-/// So many targets late is long.
-const HARD: u64 = 4;
-/// One late request is paid for by so many that are not.
-const DEBT: f64 = 99.0;
-const DEBT_MAX: f64 = 300.0;
-/// Growth with each request in time: below the budget that hurt, and beyond.
+/// While a request stands for so many targets, next to nothing is sent: what is
+/// in the queue must go first.
+const BRAKE: u64 = 4;
+/// The share of late requests that is in order: one in a hundred, and twice what
+/// is late without the copy.
+const LATE: f64 = 0.01;
+const LATE_MAX: f64 = 0.25;
+/// No more late requests than this are paid for.
+const DEBTS_MAX: f64 = 3.0;
+/// Growth with each request in time: away from the budget that hurt, and near
+/// it. More if more may be late, so that growth and cuts keep that balance.
 const GROWTH_FAST: f64 = 0.02;
 const GROWTH_SLOW: f64 = 0.002;
-/// The budget that hurt is near from this share of it on.
+/// The budget that hurt is near from this share of it up to as much beyond.
 const NEAR: f64 = 0.8;
 /// Time that counts as one request in time: guests may be slow.
 const SLOW_GUEST_NS: f64 = 30.0 * MS as f64;
@@ -253,6 +258,12 @@ impl Distribution {
         }
     }
 
+    /// The share of requests that take longer than this.
+    fn share_above(&self, duration_ns: u64) -> f64 {
+        let above = &self.weights[bucket(duration_ns) + 1..];
+        above.iter().sum::<f64>() / self.total.max(1.0)
+    }
+
     /// What this share of the requests does not exceed.
     fn quantile(&self, share: f64) -> Option<u64> {
         let mut above = self.total * (1.0 - share);
@@ -316,6 +327,8 @@ pub struct Governor {
     // The target.
     baseline: Distribution,
     target_ns: u64,
+    /// The share of requests that may be late.
+    may_be_late: f64,
     listened_ns: Option<u64>,
     heard: [u64; BUCKETS],
     // The device.
@@ -349,6 +362,7 @@ impl Governor {
             recent_ns: now_ns,
             baseline: Distribution::default(),
             target_ns: TARGET_UNKNOWN_NS,
+            may_be_late: LATE,
             listened_ns: None,
             heard: [0; BUCKETS],
             speed: Best::default(),
@@ -367,6 +381,9 @@ impl Governor {
     /// Another target from now on.
     pub fn set_target(&mut self, target: LatencyTarget) {
         self.target = target;
+        // A number is a bound, whatever others do; otherwise it is learned again.
+        self.may_be_late = LATE;
+        self.listened_ns = None;
         self.hurt = f64::INFINITY;
         self.debt = 0.0;
     }
@@ -492,6 +509,9 @@ impl Governor {
                 ..Allowance::of(self.budget, self.ceiling)
             },
             Phase::Alone => Allowance::of(self.usable(QUEUE_NS, 3.0, BUDGET_IDLE), self.ceiling),
+            Phase::Sharing if self.oldest_ns() > self.target_ns().saturating_mul(BRAKE) => {
+                Allowance::of(BUDGET_MIN, self.ceiling)
+            }
             Phase::Sharing => Allowance::of(self.budget, self.ceiling),
         };
         if allowance.depth > 0 {
@@ -606,6 +626,9 @@ impl Governor {
         // other reason must not decide alone.
         let usual_ns = quantile(0.98).min(8 * quantile(0.5));
         self.target_ns = (2 * usual_ns).max(TARGET_MIN_NS);
+        // What others do to the guest goes on while the copy runs.
+        let late = self.baseline.share_above(self.target_ns);
+        self.may_be_late = (LATE + 2.0 * late).min(LATE_MAX);
     }
 
     /// The guest is there: more or less than before?
@@ -614,28 +637,26 @@ impl Governor {
         let target_ns = self.target_ns();
         let first_late = bucket(target_ns) + 1;
         let count = |part: &[u64]| part.iter().sum::<u64>() as f64;
-        let in_time = count(&ended[..first_late.min(BUCKETS)]);
-        let late = count(&ended[first_late.min(BUCKETS)..]);
-        let first_hard = (bucket(target_ns.saturating_mul(HARD)) + 1).min(BUCKETS);
+        let in_time = count(&ended[..first_late]);
+        let late = count(&ended[first_late..]);
         let oldest_ns = self.oldest_ns();
         let earned = in_time.max(elapsed_ns as f64 / SLOW_GUEST_NS);
-        self.debt = (self.debt + DEBT * late - earned).clamp(0.0, DEBT_MAX);
-        if let Some((until_ns, requests, copies)) = self.cut
-            && now_ns < until_ns
-            && (self.requests_ended() < requests || self.seen.copies_ended < copies)
-        {
+        let debt = 1.0 / self.may_be_late - 1.0;
+        self.debt = (self.debt + debt * late - earned).clamp(0.0, DEBTS_MAX * debt);
+        if let Some((until_ns, requests, copies)) = self.cut {
+            // What ends meanwhile was in flight, and has been answered.
+            let is_cleared = self.requests_ended() >= requests && self.seen.copies_ended >= copies;
+            if is_cleared || now_ns >= until_ns {
+                self.cut = None;
+            }
             return;
         }
-        self.cut = None;
         if late > 0.0 || oldest_ns > target_ns {
-            let is_hard = oldest_ns > HARD * target_ns || count(&ended[first_hard..]) > 0.0;
-            self.cut(if is_hard { CUT_HARD } else { CUT });
+            self.cut();
         } else if self.debt == 0.0 {
-            let growth = if self.budget < NEAR * self.hurt {
-                GROWTH_FAST
-            } else {
-                GROWTH_SLOW
-            };
+            let is_near = (NEAR..1.0 / NEAR).contains(&(self.budget / self.hurt));
+            let growth =
+                if is_near { GROWTH_SLOW } else { GROWTH_FAST } * (self.may_be_late / LATE);
             let usable = self.usable(target_ns as f64, 2.5, CHUNK_GOOD);
             let grown = self.budget * (growth * earned).exp();
             // What is more than the device can use goes slowly: its speed is
@@ -648,9 +669,9 @@ impl Governor {
         }
     }
 
-    fn cut(&mut self, share: f64) {
+    fn cut(&mut self) {
         self.hurt = self.budget;
-        self.budget = (self.budget * share).max(BUDGET_MIN);
+        self.budget = (self.budget * CUT).max(BUDGET_MIN);
         self.cut = Some((
             self.seen.now_ns + CLEARED_NS,
             self.seen.guest.started,
