@@ -14,8 +14,10 @@
 //!
 //! # Encoding
 //!
-//! A cell is four bits, sixteen cells are a word. All zeroes is *untouched*, so that the cells of
-//! a fresh filter are memory that nobody has touched yet.
+//! A cell is four bits, sixteen cells are a word. In memory that nobody has touched yet every cell
+//! is what most of them are at first: *untouched*, or, where a bitmap says what is to be saved,
+//! *unwanted*; words are stored with the difference to that. So the cells of a large disk of which
+//! little is wanted take next to no memory, and no time to set up.
 //!
 //! | bits | state | | bits | state |
 //! | --- | --- | --- | --- | --- |
@@ -213,6 +215,38 @@ pub struct Tally {
     pub open_groups: u64,
 }
 
+/// Sixteen cells, as their states are encoded.
+#[derive(Clone, Copy)]
+struct Word<'a> {
+    stored: &'a AtomicU64,
+    /// What zeroes stand for: see the module's Encoding.
+    at_first: u64,
+}
+
+impl Word<'_> {
+    fn load(self, ordering: Ordering) -> u64 {
+        self.stored.load(ordering) ^ self.at_first
+    }
+
+    /// Swaps the cells for what `after` makes of them, and returns what they were. When nothing
+    /// changes it stores nothing: a word that all shards look at is not torn from their caches
+    /// for that.
+    fn change(self, after: impl Fn(u64) -> u64) -> u64 {
+        let change = |stored: u64| {
+            let before = stored ^ self.at_first;
+            let after = after(before);
+            (after != before).then_some(after ^ self.at_first)
+        };
+        // Release: the save is visible before *saved*, the end of the readers before *passed*.
+        // Acquire: whoever moves a cell on comes after what brought it there.
+        let swapped = self
+            .stored
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
+        let (Ok(stored) | Err(stored)) = swapped;
+        stored ^ self.at_first
+    }
+}
+
 /// The copy states of all clusters of a disk.
 #[derive(Debug)]
 pub struct Cells {
@@ -221,11 +255,13 @@ pub struct Cells {
     words: Box<[AtomicU64]>,
     /// Fixed.
     count: u64,
+    /// Fixed: what a word of zeroes stands for.
+    at_first: u64,
 }
 
 /// The part of a range that lies in one word.
 struct Piece<'a> {
-    word: &'a AtomicU64,
+    word: Word<'a>,
     /// Index of the word's first cell.
     base: u64,
     /// All bits of the cells that belong to the range.
@@ -242,10 +278,20 @@ impl Piece<'_> {
 impl Cells {
     /// Cells for `count` clusters, all *untouched*. None when there is not so much memory.
     pub fn new(count: u64) -> Option<Self> {
+        Self::all(count, 0)
+    }
+
+    /// Cells for `count` clusters, all *unwanted*. None when there is not so much memory.
+    pub fn new_unwanted(count: u64) -> Option<Self> {
+        Self::all(count, NO_COPY)
+    }
+
+    fn all(count: u64, at_first: u64) -> Option<Self> {
         let words = usize::try_from(count.div_ceil(CELLS_PER_WORD)).ok()?;
         Some(Self {
             words: zeroed_words(words)?,
             count,
+            at_first,
         })
     }
 
@@ -268,14 +314,23 @@ impl Cells {
         State::of_bits((word.load(Ordering::Acquire) >> shift) & CELL)
     }
 
-    /// Sets up clusters `first..end` as *unwanted*. Exclusive, because a filter that is visible
+    /// Sets up clusters `first..end` as *untouched*. Exclusive, because a filter that is visible
     /// has other ways to get there. In slices, if the range is large.
+    pub fn set_untouched_range(&mut self, first: u64, end: u64) {
+        self.set_up(first, end, 0);
+    }
+
+    /// Sets up clusters `first..end` as *unwanted*, in the same way.
     pub fn set_unwanted_range(&mut self, first: u64, end: u64) {
+        self.set_up(first, end, NO_COPY);
+    }
+
+    fn set_up(&mut self, first: u64, end: u64, cells: u64) {
         for piece in self.pieces(first, end) {
-            // Relaxed: nobody else can see the cells yet.
-            let word = piece.word.load(Ordering::Relaxed);
-            let unwanted = (word & !piece.cells) | (NO_COPY & piece.cells);
-            piece.word.store(unwanted, Ordering::Relaxed);
+            // Nobody else can see the cells yet.
+            piece
+                .word
+                .change(|word| (word & !piece.cells) | (cells & piece.cells));
         }
     }
 
@@ -475,7 +530,7 @@ impl Cells {
     fn settle(&self, first: u64, end: u64, after: impl Fn(u64, u64) -> u64) -> Settled {
         let mut runs = Vec::new();
         for piece in self.pieces(first, end) {
-            let before = change_word(piece.word, |word| {
+            let before = piece.word.change(|word| {
                 let not_discarded = word & !NO_COPY;
                 assert!(
                     not_discarded & piece.cells == SAVING & piece.cells,
@@ -496,17 +551,25 @@ impl Cells {
     fn change(&self, index: u64, next: impl Fn(State) -> State) -> State {
         let (word, shift) = self.cell(index);
         let state_in = |word: u64| State::of_bits((word >> shift) & CELL);
-        let before = change_word(word, |word| {
+        let before = word.change(|word| {
             let after = next(state_in(word));
             (word & !(CELL << shift)) | (after.bits() << shift)
         });
         state_in(before)
     }
 
-    fn cell(&self, index: u64) -> (&AtomicU64, u64) {
+    fn cell(&self, index: u64) -> (Word<'_>, u64) {
         assert!(index < self.count, "cluster {index} of {}", self.count);
-        let word = &self.words[word_index(index / CELLS_PER_WORD)];
+        let word = self.word(index / CELLS_PER_WORD);
         (word, index % CELLS_PER_WORD * CELL_BITS)
+    }
+
+    fn word(&self, index: u64) -> Word<'_> {
+        let index = usize::try_from(index).expect("the words of all cells are in memory");
+        Word {
+            stored: &self.words[index],
+            at_first: self.at_first,
+        }
     }
 
     fn pieces(&self, first: u64, end: u64) -> impl Iterator<Item = Piece<'_>> {
@@ -523,16 +586,12 @@ impl Cells {
             let above = (base + CELLS_PER_WORD).saturating_sub(end) * CELL_BITS;
             let cells = from & (u64::MAX >> above);
             Piece {
-                word: &self.words[word_index(index)],
+                word: self.word(index),
                 base,
                 cells,
             }
         })
     }
-}
-
-fn word_index(index: u64) -> usize {
-    usize::try_from(index).expect("the words of all cells are in memory")
 }
 
 /// The *untouched* cells of a word: bit 0 of each.
@@ -578,18 +637,7 @@ fn claim_piece(piece: &Piece<'_>) -> u64 {
     };
     // The swap succeeds on a word whose cells were untouched at that very moment: nobody else can
     // have claimed them too.
-    claimable(change_word(piece.word, |word| word | claimable(word) << 1))
-}
-
-/// Swaps a word for what `after` makes of it, and returns what it was. When nothing changes it
-/// stores nothing: a word that all shards look at is not torn from their caches for that.
-fn change_word(word: &AtomicU64, after: impl Fn(u64) -> u64) -> u64 {
-    let change = |before: u64| Some(after(before)).filter(|after| *after != before);
-    // Release: the save is visible before *saved*, the end of the readers before *passed*.
-    // Acquire: whoever moves a cell on comes after what brought it there.
-    match word.fetch_update(Ordering::AcqRel, Ordering::Acquire, change) {
-        Ok(before) | Err(before) => before,
-    }
+    claimable(piece.word.change(|word| word | claimable(word) << 1))
 }
 
 /// Adds the cells marked in `marks` (bit 0 of each) of the word at `base`, joined to runs.

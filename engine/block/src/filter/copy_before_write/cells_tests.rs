@@ -103,13 +103,16 @@ fn the_unwanted_are_set_up_in_words_and_at_ragged_ends() {
     for range in [0..0, 5..5, 3..4, 0..16, 3..47, 16..32, 15..33, 0..COUNT] {
         let mut cells = cells(COUNT);
         cells.set_unwanted_range(range.start, range.end);
+        let mut others = Cells::new_unwanted(COUNT).unwrap();
+        others.set_untouched_range(range.start, range.end);
         for index in 0..COUNT {
-            let wanted = if range.contains(&index) {
-                State::Unwanted
-            } else {
-                State::Untouched
+            let (inside, outside) = (State::Unwanted, State::Untouched);
+            let (state, other) = match range.contains(&index) {
+                true => (inside, outside),
+                false => (outside, inside),
             };
-            assert_eq!(cells.state(index), wanted, "{index} of {range:?}");
+            assert_eq!(cells.state(index), state, "{index} of {range:?}");
+            assert_eq!(others.state(index), other, "{index} of {range:?}");
         }
     }
 }
@@ -441,11 +444,20 @@ proptest! {
     #[test]
     fn the_cells_are_a_vector_of_states(
         unwanted in (0..=COUNT, 0..=COUNT),
+        is_unwanted_at_first: bool,
         steps in steps(),
     ) {
         let (first, end) = (unwanted.0.min(unwanted.1), unwanted.0.max(unwanted.1));
-        let mut cells = cells(COUNT);
-        cells.set_unwanted_range(first, end);
+        let cells = if is_unwanted_at_first {
+            let mut cells = Cells::new_unwanted(COUNT).unwrap();
+            cells.set_untouched_range(0, first);
+            cells.set_untouched_range(end, COUNT);
+            cells
+        } else {
+            let mut cells = cells(COUNT);
+            cells.set_unwanted_range(first, end);
+            cells
+        };
         let states = (0..COUNT).map(|index| {
             if (first..end).contains(&index) { State::Unwanted } else { State::Untouched }
         });

@@ -278,16 +278,24 @@ impl CopyBeforeWrite {
         let cluster_size = cluster_size(&options)?;
         let block_size = block_size(&options, cluster_size, size);
         let clusters = size.div_ceil(cluster_size);
-        let cells = Cells::new(size.div_ceil(block_size));
-        let mut cells = cells.ok_or(CbwError::Memory { clusters })?;
+        let blocks = size.div_ceil(block_size);
+        let no_memory = CbwError::Memory { clusters };
         let access = DirtyBitmap::new(size, cluster_size, shards)?;
-        match scope {
-            Scope::Everything => access.mark_all(0),
+        let cells = match scope {
+            Scope::Everything => {
+                access.mark_all(0);
+                Cells::new(blocks).ok_or(no_memory)?
+            }
             Scope::Snapshot(bitmap) | Scope::Saved(bitmap) => {
                 access.merge_from(0, bitmap)?;
-                set_unwanted(&mut cells, &access, block_size);
+                let mut cells = Cells::new_unwanted(blocks).ok_or(no_memory)?;
+                for area in access.areas() {
+                    let end = (area.offset + area.len).div_ceil(block_size);
+                    cells.set_untouched_range(area.offset / block_size, end);
+                }
+                cells
             }
-        }
+        };
         if matches!(scope, Scope::Saved(_)) {
             access.mark_all(0);
         }
@@ -952,17 +960,6 @@ fn block_size(options: &Options, cluster_size: u64, disk_size: u64) -> u64 {
         size *= 2;
     }
     size.min(cluster_size)
-}
-
-/// What is not in the bitmap need not be saved.
-fn set_unwanted(cells: &mut Cells, wanted: &DirtyBitmap, block_size: u64) {
-    let blocks = cells.len();
-    let mut first = 0;
-    for area in wanted.areas() {
-        cells.set_unwanted_range(first, area.offset / block_size);
-        first = (area.offset + area.len).div_ceil(block_size);
-    }
-    cells.set_unwanted_range(first, blocks);
 }
 
 /// The parts of `spans` that are in none of `holes`. Both are in ascending order.
