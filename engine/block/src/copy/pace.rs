@@ -86,6 +86,11 @@ impl Pace {
         self.slow().target
     }
 
+    /// Whether there is a bound on what guests may feel.
+    pub(crate) fn is_governed(&self) -> bool {
+        self.target() != LatencyTarget::Off
+    }
+
     pub(crate) fn standing(&self) -> Standing {
         self.slow().standing
     }

@@ -30,16 +30,20 @@ use std::sync::Arc;
 use ringback_ring::{LocalQueue, Shard};
 
 use crate::copy::chunk::{self, Chunk, Copied, CopyError};
-use crate::copy::control::Control;
+use crate::copy::control::{Control, JobError};
 use crate::copy::pace::{Pace, keep_pace};
 use crate::copy::rate::Rate;
 use crate::extent::{Content, Extent};
 use crate::filter::copy_before_write::CopyBeforeWrite;
 use crate::span::Span;
-use crate::sync::{AtomicU64, Ordering, fence};
+use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
 
 /// Known zeroes are reserved in stretches of at most this many bytes.
 const ZEROES_MAX: u64 = 64 << 20;
+
+/// While guests are looked after, the target is flushed whenever so much has been
+/// written to it.
+const FLUSH_BYTES: u64 = 32 << 20;
 
 /// After a pass in which something failed the next begins this much later.
 const RETRY_NS: u64 = 10_000_000;
@@ -97,6 +101,9 @@ pub(crate) struct Pool {
     reserved: AtomicU64,
     /// Workers between their look at *paused* and the end of a copy.
     copying: AtomicU64,
+    /// Bytes written since the target was flushed last.
+    unflushed: AtomicU64,
+    is_flushing: AtomicBool,
     /// Bytes read and written, and bytes written as zeroes.
     data: AtomicU64,
     zero: AtomicU64,
@@ -132,6 +139,8 @@ impl Pool {
             cursor: AtomicU64::new(0),
             reserved: AtomicU64::new(0),
             copying: AtomicU64::new(0),
+            unflushed: AtomicU64::new(0),
+            is_flushing: AtomicBool::new(false),
             data: AtomicU64::new(0),
             zero: AtomicU64::new(0),
         }
@@ -354,6 +363,9 @@ impl Pool {
         let moved = result.map_or(0, |copied| copied.data);
         let rest_ns = self.pace.end_copy(moved, took_ns);
         let settled = self.settle(shard, claimed, result).await;
+        if self.pace.is_governed() {
+            self.flush_behind(shard, moved).await;
+        }
         drop(copying);
         if rest_ns > 0 {
             self.control
@@ -361,6 +373,21 @@ impl Pool {
                 .await;
         }
         settled
+    }
+
+    /// The target is made durable bit by bit: a device that has to write down all
+    /// that its cache holds, at the end, holds up for a second whoever uses it.
+    async fn flush_behind(&self, shard: &Shard, written: u64) {
+        let unflushed = self.unflushed.fetch_add(written, Ordering::Relaxed) + written;
+        if unflushed < FLUSH_BYTES || self.is_flushing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.unflushed.store(0, Ordering::Relaxed);
+        if let Err(errno) = self.filter.target().flush(shard).await {
+            // A later flush may know nothing of it.
+            self.control.fail(JobError::Flush(errno));
+        }
+        self.is_flushing.store(false, Ordering::Release);
     }
 
     async fn zero_run(&self, shard: &Shard, first: u64, end: u64) -> Result<u64, CopyError> {
