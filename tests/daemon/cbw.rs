@@ -204,3 +204,72 @@ fn what_is_refused() {
         }
     });
 }
+
+/// A target that takes next to nothing: what guests overwrite is in memory.
+#[test]
+fn a_target_that_is_too_slow() {
+    let mut talk = Talk::start(Program::Ringback, DEVICE);
+    let limits = |bytes: u64| json!({ "bps-write": bytes });
+    let group = json!({ "qom-type": "throttle-group", "id": "slow", "limits": limits(1) });
+    talk.ask("object-add", &group);
+    let throttle = json!({
+        "driver": "throttle", "node-name": "slowed", "throttle-group": "slow", "file": "saved",
+    });
+    talk.ask("blockdev-add", &throttle);
+    device(&mut talk, "write -P 0x11 0 1M");
+    let mut options = filter();
+    options["target"] = json!("slowed");
+    options["on-cbw-error"] = json!("break-snapshot");
+    talk.ask("blockdev-add", &options);
+    drive(&mut talk, "cbw");
+    talk.ask("blockdev-add", &access());
+    for part in 0..8 {
+        device(&mut talk, &format!("write -P 0x22 {}k 4k", part * 100));
+    }
+    device(&mut talk, "write -P 0x33 801k 3k");
+    snapshot(&mut talk, "read -P 0x11 0 1M");
+    device(&mut talk, "read -P 0x22 700k 4k");
+    device(&mut talk, "read -P 0x33 801k 3k");
+    let saved = content(&talk.directory().join("blank"));
+    assert!(
+        saved[700 << 10..704 << 10].iter().all(|&byte| byte != 0x11),
+        "the target has not had the time for it"
+    );
+    let faster = json!({ "path": "slow", "property": "limits", "value": limits(0) });
+    talk.ask("qom-set", &faster);
+    del(&mut talk, "snap");
+    drive(&mut talk, "disk");
+    del(&mut talk, "cbw");
+    let (_, stdout, scratch) = talk.finish_with_output();
+    assert!(!stdout.contains("failed"), "{stdout}");
+    assert!(!stdout.contains("Pattern verification"), "{stdout}");
+    let saved = content(&scratch.join("blank"));
+    for start in [0, 100, 200, 300, 400, 500, 600, 700, 800].map(|kib| kib << 10) {
+        let block = &saved[start..start + (4 << 10)];
+        assert!(block.iter().all(|&byte| byte == 0x11), "at {start}");
+    }
+}
+
+#[test]
+fn a_save_buffer_where_guests_must_hear_of_failed_saves() {
+    let mut talk = Talk::start(Program::Ringback, DEVICE);
+    let mut options = filter();
+    options["save-buffer"] = json!(1 << 20);
+    let backup = json!({
+        "job-id": "j", "device": "disk", "target": "saved", "sync": "full", "save-buffer": 4096,
+    });
+    for why in [
+        talk.refused("blockdev-add", &options),
+        talk.refused("blockdev-backup", &backup),
+    ] {
+        let text = "save-buffer needs on-cbw-error=break-snapshot";
+        assert!(why.starts_with(text), "{why}");
+    }
+    options["save-buffer"] = json!(-1);
+    talk.refused("blockdev-add", &options);
+    // None at all is what that is.
+    options["save-buffer"] = json!(0);
+    talk.ask("blockdev-add", &options);
+    del(&mut talk, "cbw");
+    let _ = talk.finish_as_it_was();
+}
