@@ -9,11 +9,11 @@
 //!
 //! What it moves is one number, the bytes in flight. Small budgets are one chunk
 //! at a time; the smallest, less than one chunk, are rests between chunks; large
-//! ones are more and larger chunks ([`Allowance::of`]). Two bounds hold it:
+//! ones are more and larger chunks (`Allowance::of`). Two bounds hold it:
 //!
 //! - *What the device can use.* More bytes in flight than it moves within a
 //!   given time only stand in its queue, where a guest finds them. The time is
-//!   the guest's latency target while there is a guest, [`QUEUE_NS`] while there
+//!   the guest's latency target while there is a guest, `QUEUE_NS` while there
 //!   is none, and never less than a few times what a lone copy takes, so that a
 //!   disk that works in parallel or is far away gets its depth.
 //! - *What the guest allows.* Each request that took longer than the target
@@ -25,7 +25,7 @@
 //! # The target
 //!
 //! If nobody has given one it is learned: every few seconds the copy stands
-//! still for some tens of milliseconds ([`Phase::Listening`]), and what the guest
+//! still for some tens of milliseconds (`Phase::Listening`), and what the guest
 //! feels then, doubled, is the target.
 
 use crate::copy::guest::{BUCKETS, Counts, bucket, bucket_end};
@@ -200,6 +200,8 @@ pub struct Seen {
     pub copied: u64,
     /// The shortest copy that has ended since the last tick, in nanoseconds.
     pub fastest_copy_ns: Option<u64>,
+    /// The copy is making its target durable.
+    pub is_flushing: bool,
 }
 
 /// How things stand, for those who ask.
@@ -345,6 +347,8 @@ pub struct Governor {
     /// After a cut, until what was in flight then is gone: by when, and the
     /// guest's requests and the copies that must have ended.
     cut: Option<(u64, u64, u64)>,
+    /// What is waited for was held up by a flush.
+    is_excused: bool,
 }
 
 impl Governor {
@@ -374,6 +378,7 @@ impl Governor {
             hurt: f64::INFINITY,
             debt: 0.0,
             cut: None,
+            is_excused: false,
             seen,
         }
     }
@@ -641,13 +646,22 @@ impl Governor {
         let late = count(&ended[first_late..]);
         let oldest_ns = self.oldest_ns();
         let earned = in_time.max(elapsed_ns as f64 / SLOW_GUEST_NS);
+        if self.seen.is_flushing {
+            // Whom a flush of the target holds up says nothing of the budget.
+            self.is_excused = true;
+            self.wait_until_cleared();
+            return;
+        }
         let debt = 1.0 / self.may_be_late - 1.0;
-        self.debt = (self.debt + debt * late - earned).clamp(0.0, DEBTS_MAX * debt);
+        if !self.is_excused {
+            self.debt = (self.debt + debt * late - earned).clamp(0.0, DEBTS_MAX * debt);
+        }
         if let Some((until_ns, requests, copies)) = self.cut {
             // What ends meanwhile was in flight, and has been answered.
             let is_cleared = self.requests_ended() >= requests && self.seen.copies_ended >= copies;
             if is_cleared || now_ns >= until_ns {
                 self.cut = None;
+                self.is_excused = false;
             }
             return;
         }
@@ -672,6 +686,11 @@ impl Governor {
     fn cut(&mut self) {
         self.hurt = self.budget;
         self.budget = (self.budget * CUT).max(BUDGET_MIN);
+        self.wait_until_cleared();
+    }
+
+    /// What is in flight now is not judged any more.
+    fn wait_until_cleared(&mut self) {
         self.cut = Some((
             self.seen.now_ns + CLEARED_NS,
             self.seen.guest.started,

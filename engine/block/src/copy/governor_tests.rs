@@ -642,3 +642,33 @@ fn a_target_can_be_changed_on_the_way() {
     assert_eq!(governor.tick(seen(21)), Allowance::all(CEILING));
     assert_eq!(governor.standing().target_ns, None);
 }
+
+/// A request of so many milliseconds every other tick, beside a copy that is
+/// flushed or not.
+fn budget_beside(latency_ms: u64, is_flushing: bool) -> u64 {
+    let mut governor = Governor::new(CEILING, LatencyTarget::Bound(MS), Seen::default());
+    let mut seen = Seen::default();
+    let mut allowed = 0;
+    for tick in 1..200u64 {
+        seen.now_ns = tick * TICK_NS;
+        seen.guest.started += 1;
+        let is_late = tick > 100;
+        let latency_ns = if is_late { latency_ms * MS } else { MS / 10 };
+        seen.guest.ended[bucket(latency_ns)] += 1;
+        seen.is_flushing = is_late && is_flushing;
+        seen.copies_started += 1;
+        seen.copies_ended += 1;
+        seen.copied += MIB;
+        seen.fastest_copy_ns = Some(MS);
+        let allowance = governor.tick(seen.clone());
+        allowed = allowance.depth * allowance.chunk;
+    }
+    allowed
+}
+
+#[test]
+fn whom_a_flush_holds_up_does_not_count() {
+    let undisturbed = budget_beside(0, false);
+    assert!(budget_beside(20, false) < undisturbed / 2);
+    assert!(budget_beside(20, true) >= undisturbed / 2);
+}

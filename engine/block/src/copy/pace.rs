@@ -33,6 +33,8 @@ pub(crate) struct Pace {
     is_over: AtomicBool,
     /// Woken when one of the above changes.
     changed: WaitQueue,
+    /// A worker makes the target durable.
+    is_flushing: AtomicBool,
     // Written by the workers.
     started: AtomicU64,
     ended: AtomicU64,
@@ -62,6 +64,7 @@ impl Pace {
             is_done: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
             changed: WaitQueue::new(),
+            is_flushing: AtomicBool::new(false),
             started: AtomicU64::new(0),
             ended: AtomicU64::new(0),
             copied: AtomicU64::new(0),
@@ -84,6 +87,16 @@ impl Pace {
 
     pub(crate) fn target(&self) -> LatencyTarget {
         self.slow().target
+    }
+
+    /// A flush of the target begins. False: there is one already.
+    pub(crate) fn begin_flush(&self) -> bool {
+        !self.is_flushing.swap(true, Ordering::AcqRel)
+    }
+
+    /// It has ended.
+    pub(crate) fn end_flush(&self) {
+        self.is_flushing.store(false, Ordering::Release);
     }
 
     /// Whether there is a bound on what guests may feel.
@@ -183,6 +196,7 @@ impl Pace {
             copies_ended: ended,
             copied: self.copied.load(Ordering::Relaxed),
             fastest_copy_ns: (fastest_ns != NONE).then_some(fastest_ns),
+            is_flushing: self.is_flushing.load(Ordering::Relaxed),
         }
     }
 

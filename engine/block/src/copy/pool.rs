@@ -13,7 +13,7 @@
 //! # How many at a time
 //!
 //! Workers are numbered. Those with a number below the depth that is allowed
-//! now ([`super::pace`]) take stretches, the others wait for their turn with
+//! now (`pace.rs`) take stretches, the others wait for their turn with
 //! nothing in their hands, so that nobody waits for what they hold. Worker 0
 //! works whenever anybody does.
 //!
@@ -36,7 +36,7 @@ use crate::copy::rate::Rate;
 use crate::extent::{Content, Extent};
 use crate::filter::copy_before_write::CopyBeforeWrite;
 use crate::span::Span;
-use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU64, Ordering, fence};
 
 /// Known zeroes are reserved in stretches of at most this many bytes.
 const ZEROES_MAX: u64 = 64 << 20;
@@ -103,7 +103,6 @@ pub(crate) struct Pool {
     copying: AtomicU64,
     /// Bytes written since the target was flushed last.
     unflushed: AtomicU64,
-    is_flushing: AtomicBool,
     /// Bytes read and written, and bytes written as zeroes.
     data: AtomicU64,
     zero: AtomicU64,
@@ -140,7 +139,6 @@ impl Pool {
             reserved: AtomicU64::new(0),
             copying: AtomicU64::new(0),
             unflushed: AtomicU64::new(0),
-            is_flushing: AtomicBool::new(false),
             data: AtomicU64::new(0),
             zero: AtomicU64::new(0),
         }
@@ -379,7 +377,7 @@ impl Pool {
     /// that its cache holds, at the end, holds up for a second whoever uses it.
     async fn flush_behind(&self, shard: &Shard, written: u64) {
         let unflushed = self.unflushed.fetch_add(written, Ordering::Relaxed) + written;
-        if unflushed < FLUSH_BYTES || self.is_flushing.swap(true, Ordering::AcqRel) {
+        if unflushed < FLUSH_BYTES || !self.pace.begin_flush() {
             return;
         }
         self.unflushed.store(0, Ordering::Relaxed);
@@ -387,7 +385,7 @@ impl Pool {
             // A later flush may know nothing of it.
             self.control.fail(JobError::Flush(errno));
         }
-        self.is_flushing.store(false, Ordering::Release);
+        self.pace.end_flush();
     }
 
     async fn zero_run(&self, shard: &Shard, first: u64, end: u64) -> Result<u64, CopyError> {

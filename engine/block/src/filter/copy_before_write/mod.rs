@@ -30,8 +30,8 @@
 //!
 //! # Saving into memory
 //!
-//! With a save buffer ([`save_buffer`]) old data counts as saved once it is in
-//! memory; [`drain`] brings it to the target. It stays *claimed* until it is
+//! With a save buffer (`save_buffer.rs`) old data counts as saved once it is in
+//! memory; `drain.rs` brings it to the target. It stays *claimed* until it is
 //! there, so that a job does not end before.
 //!
 //! # What breaks
