@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use crate::guest::CLUSTER;
 use crate::pattern::{self, BLOCK};
 
 /// The generation of each block's content: that of the last write which was
@@ -59,15 +58,11 @@ impl History {
         }
     }
 
-    /// The clusters in which something is of a generation.
-    pub(crate) fn clusters_of(&self, generation: u16) -> Vec<u64> {
+    /// Offsets of the blocks that are of a generation.
+    pub(crate) fn blocks_of(&self, generation: u16) -> Vec<u64> {
         let blocks = self.settled.iter().zip(0_u64..);
         let own = blocks.filter(|(settled, _)| settled.load(Ordering::Acquire) == generation);
-        let mut clusters: Vec<u64> = own
-            .map(|(_, block)| block * BLOCK as u64 / CLUSTER * CLUSTER)
-            .collect();
-        clusters.dedup();
-        clusters
+        own.map(|(_, block)| block * BLOCK as u64).collect()
     }
 }
 
@@ -156,7 +151,7 @@ mod tests {
         // Written afterwards.
         let error = point.check(&blocks([0, two, one, 0]), 0).unwrap_err();
         assert!(error.contains("offset 4096: generation 2"), "{error}");
-        assert_eq!(history.clusters_of(two), [0]);
+        assert_eq!(history.blocks_of(two), [4096]);
         let later = history.now();
         assert_eq!(later.check(&blocks([0, two, one, 0]), 0), Ok(()));
     }

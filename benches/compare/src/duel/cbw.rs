@@ -149,8 +149,7 @@ fn first_writes(
     daemon.del_image("target")?;
     daemon.quit()?;
     if filter != Filter::None {
-        // Each cluster was written, so each has been saved.
-        stage.verify_target(&point)?;
+        stage.verify_saved(&point, &stage.history.blocks_of(generation))?;
     }
     let quantiles = [0.5, 0.99, 0.999, 1.0];
     let mut row = vec![phase.rate()];

@@ -162,7 +162,7 @@ fn come_and_go(
     sleep(stretch);
     guest.next_phase();
     // Answered while the job was there for sure.
-    let saved = stage.history.clusters_of(after);
+    let saved = stage.history.blocks_of(after);
     comer.end(&mut daemon)?;
     sleep(stretch);
     let phases = guest.stop()?;

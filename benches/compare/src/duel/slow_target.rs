@@ -161,7 +161,7 @@ fn under_trouble(
     daemon.quit()?;
     // It has written what it has answered.
     drop(server);
-    stage.verify_saved(&point, &stage.history.clusters_of(generation))?;
+    stage.verify_saved(&point, &stage.history.blocks_of(generation))?;
     let [phase] = &phases[..] else {
         return Err("a guest of one phase has another one".into());
     };

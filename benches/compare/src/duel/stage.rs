@@ -9,8 +9,8 @@ use crate::command;
 use crate::daemon::{Daemon, QSD, System};
 use crate::duel::cell::Entrant;
 use crate::duel::{Aio, Bench};
-use crate::guest::CLUSTER;
 use crate::history::{History, PointInTime};
+use crate::pattern::BLOCK;
 use crate::place::{Format, Image, Medium, Place};
 use crate::verify;
 
@@ -170,10 +170,13 @@ impl Stage {
         verify::image(&self.target, point, all, self.judge(), self.place.path())
     }
 
-    /// The same for clusters, whose old content a filter has saved.
-    pub(super) fn verify_saved(&self, point: &PointInTime, clusters: &[u64]) -> Result<(), String> {
-        let len = usize::try_from(CLUSTER).map_err(|error| error.to_string())?;
-        let pieces = clusters.iter().map(|&cluster| (cluster, len));
+    /// The same for blocks whose old content a filter has saved; what lies around them
+    /// is its own affair.
+    pub(super) fn verify_saved(&self, point: &PointInTime, blocks: &[u64]) -> Result<(), String> {
+        if blocks.is_empty() {
+            return Err("the guest has overwritten nothing".into());
+        }
+        let pieces = blocks.iter().map(|&block| (block, BLOCK));
         verify::image(&self.target, point, pieces, self.judge(), self.place.path())
     }
 
