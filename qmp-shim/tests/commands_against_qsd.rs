@@ -20,7 +20,12 @@ use serde_json::{Map, Value, json};
 const DAEMON: &str = "qemu-storage-daemon";
 
 /// Members that only ringback has.
-const EXTENSIONS: &[&str] = &["on-cbw-error", "cbw-timeout", "save-buffer"];
+const EXTENSIONS: &[&str] = &[
+    "on-cbw-error",
+    "cbw-timeout",
+    "save-buffer",
+    "latency-target",
+];
 
 /// A schema by name.
 type Entries = BTreeMap<String, Value>;

@@ -26,7 +26,7 @@ const LATENCIES: [(&str, Option<&str>); 7] = [
     ("/fleecing/read_latency", None),
 ];
 
-const SETTINGS: [&str; 33] = [
+const SETTINGS: [&str; 34] = [
     "source",
     "target",
     "image-opts",
@@ -47,6 +47,7 @@ const SETTINGS: [&str; 33] = [
     "sync",
     "workers",
     "max-chunk",
+    "latency-target",
     "speed",
     "min-cluster-size",
     "on-cbw-error",
@@ -183,7 +184,9 @@ fn histograms_are_percentile_files() {
     let bench = Bench::quick(&scratch).path("--hgrm", &directory);
     bench.baseline(1).report();
     let names = [
+        "cbw-drain.hgrm",
         "cbw-reader-wait.hgrm",
+        "cbw-room-wait.hgrm",
         "cbw-save-wait.hgrm",
         "cbw-save.hgrm",
         "copy-read.hgrm",

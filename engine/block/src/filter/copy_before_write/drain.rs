@@ -233,6 +233,9 @@ impl CopyBeforeWrite {
             };
             rest = Span::between(rest.offset + len, rest.end());
         }
+        // A client that reads what is in memory, again and again, never waits for
+        // anything: those who bring it to the target must have their turn.
+        shard.yield_now().await;
         (Ok(()), buf)
     }
 }
