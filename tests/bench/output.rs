@@ -115,13 +115,13 @@ fn assert_backup(report: &Report) {
     let rate = report.number("/backup/bytes_per_second");
     assert!((rate * seconds / total as f64 - 1.0).abs() < 0.01, "{rate}");
     assert!(seconds <= report.number("/during/seconds"));
-    assert_eq!(report.count("/backup/workers"), 1);
+    assert_eq!(report.count("/backup/workers"), 64);
     assert_eq!(report.text("/backup/result"), "completed");
-    assert_eq!(saved % (64 << 10), 0);
+    assert_eq!(saved % 4096, 0);
     assert_eq!(
-        saved / (64 << 10),
+        saved / 4096,
         report.count("/copy_before_write/saves"),
-        "a save is one cluster"
+        "a save is one block"
     );
     assert!(!report.flag("/copy_before_write/broken"));
 }
