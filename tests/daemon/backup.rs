@@ -1,12 +1,14 @@
 //! Backups by command: every way to choose what is copied, what is refused, and
 //! whether the copy is the disk of one moment.
 
+use std::path::Path;
 use std::process::Command;
 
 use ringback_tests::image::content;
 use ringback_tests::needs::{Need, needs};
-use ringback_tests::process::run;
+use ringback_tests::process::{output_of, run};
 use ringback_tests::qmp::Program;
+use ringback_tests::scratch::Scratch;
 use serde_json::{Value, json};
 
 use crate::beside::{Talk, beside, events, with};
@@ -296,29 +298,58 @@ fn by_bitmaps() {
     }
 }
 
-/// Into an image that packs what it gets.
-#[test]
-fn compressed() {
+/// A backup into an image that packs what it gets; `guest` is what a shell does
+/// meanwhile.
+fn pack(more: &Value, guest: &str, then: impl FnOnce(&mut Talk)) -> Option<Scratch> {
     if !needs(&[Need::Program("qemu-img")]) {
-        return;
+        return None;
     }
     let mut talk = Talk::start(Program::Ringback, DISKS);
     let directory = talk.directory().to_owned();
-    let qemu_img = |arguments: &[&str]| {
-        let mut command = Command::new("qemu-img");
-        run(command.current_dir(&directory).args(arguments)).succeeded()
-    };
-    qemu_img(&["create", "-q", "-f", "qcow2", "packed", "1M"]);
+    qemu_img(&directory, &["create", "-q", "-f", "qcow2", "packed", "1M"]);
     assert_eq!(talk.shell(r#"qemu-io src "write -P 7 0 1M""#), "");
     let file = json!({ "driver": "file", "filename": "packed" });
     let packed = json!({ "driver": "qcow2", "node-name": "packed", "file": file });
     talk.ask("blockdev-add", &packed);
-    let more = json!({ "target": "packed", "compress": true });
-    talk.ask("blockdev-backup", &backup(&more));
+    let compress = json!({ "target": "packed", "compress": true, "filter-node-name": "flt" });
+    talk.ask("blockdev-backup", &backup(&with(&compress, more)));
+    if !guest.is_empty() {
+        assert_eq!(talk.shell(&format!("qemu-io flt \"{guest}\"")), "");
+    }
+    then(&mut talk);
     talk.until("j", "null");
     let (_, scratch) = talk.finish_as_it_was();
-    qemu_img(&["check", "-q", "packed"]);
-    qemu_img(&["compare", "-f", "raw", "-F", "qcow2", "disk", "packed"]);
+    qemu_img(&directory, &["check", "-q", "packed"]);
     let packed = std::fs::metadata(scratch.join("packed")).expect("an image");
     assert!(packed.len() < 512 << 10, "{} bytes", packed.len());
+    Some(scratch)
+}
+
+fn qemu_img(directory: &Path, arguments: &[&str]) {
+    let mut command = Command::new("qemu-img");
+    run(command.current_dir(directory).args(arguments)).succeeded();
+}
+
+#[test]
+fn compressed() {
+    if let Some(scratch) = pack(&json!({}), "", |_| ()) {
+        let same = ["compare", "-f", "raw", "-F", "qcow2", "disk", "packed"];
+        qemu_img(scratch.path(), &same);
+    }
+}
+
+/// What goes to the target by way of memory.
+#[test]
+fn what_a_guest_overwrites_compressed() {
+    let none = json!({ "sync": "none", "on-cbw-error": "break-snapshot" });
+    let packed = pack(&none, "write -P 8 0 1M", |talk| {
+        talk.ask("block-job-cancel", &json!({ "device": "j" }));
+    });
+    if let Some(scratch) = packed {
+        let path = scratch.join("packed");
+        let path = path.to_str().expect("a path in UTF-8");
+        let read = ["-f", "qcow2", "-r", "-c", "read -P 7 0 1M", path];
+        let said = output_of("qemu-io", &read);
+        assert!(!said.contains("Pattern verification"), "{said}");
+    }
 }

@@ -1,7 +1,7 @@
 //! `cbw`: what the first write to a cluster costs the guest under a
 //! copy-before-write filter.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::daemon::{Daemon, System};
 use crate::duel::Bench;
@@ -19,10 +19,6 @@ const COLUMNS: &[Column] = &[
     column("max", "ms", Better::Less),
     column("CPU", "us/write", Better::Less),
 ];
-
-/// Seconds after which a guest's write gives the snapshot up: longer than any pause
-/// of a comparison.
-const TIMEOUT: u32 = 60;
 
 /// What stands below the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,17 +50,10 @@ impl Filter {
         let filter = json!({
             "driver": "copy-before-write", "node-name": "cbw",
             "file": "disk", "target": "target",
-            "on-cbw-error": self.name(), "cbw-timeout": self.timeout(),
+            "on-cbw-error": self.name(),
         });
         daemon.run("blockdev-add", &filter)?;
         Ok("cbw")
-    }
-
-    fn timeout(self) -> Value {
-        match self {
-            Self::BreakSnapshot => TIMEOUT.into(),
-            _ => 0.into(),
-        }
     }
 
     /// Takes it away, when all that it has to save is saved.

@@ -79,19 +79,14 @@ impl Copier {
         let mut copied = Copied::default();
         for piece in bytes.pieces(self.piece_max) {
             let window = 0..in_memory(piece.len);
-            let start = shard.now_ns();
             let read;
-            (read, buf) = self
-                .source
-                .read(shard, piece.offset, buf, window.clone())
-                .await;
+            (read, buf) = self.read(shard, piece, buf).await;
             read.map_err(|errno| CopyError {
                 side: Side::Source,
                 errno,
             })?;
             let metrics = shard.local::<Metrics>();
             let half = shard.now_ns();
-            metrics.record(Class::CopyRead, half - start);
             let written;
             if is_zero(&buf[window.clone()]) {
                 written = self
@@ -112,7 +107,18 @@ impl Copier {
         Ok(copied)
     }
 
-    async fn write(
+    /// Reads a piece of at most [`Self::buffer_len`] bytes.
+    pub(crate) async fn read(&self, shard: &Shard, piece: Span, buf: Buf) -> (IoResult<()>, Buf) {
+        let start = shard.now_ns();
+        let window = 0..in_memory(piece.len);
+        let (result, buf) = self.source.read(shard, piece.offset, buf, window).await;
+        let metrics = shard.local::<Metrics>();
+        metrics.record(Class::CopyRead, shard.now_ns() - start);
+        (result, buf)
+    }
+
+    /// Writes a piece, as it is to be stored.
+    pub(crate) async fn write(
         &self,
         shard: &Shard,
         piece: Span,

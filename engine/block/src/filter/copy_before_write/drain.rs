@@ -13,7 +13,6 @@ use crate::copy::chunk::{Chunk, CopyError, Side};
 use crate::copy::control::Action;
 use crate::metrics::{Class, Metrics};
 use crate::planted::{self, Fault};
-use crate::request::ZeroFlags;
 use crate::span::Span;
 use crate::units::{in_memory, is_zero};
 
@@ -100,16 +99,10 @@ impl CopyBeforeWrite {
     ) -> IoResult<Vec<(Span, Content)>> {
         let mut old = Vec::new();
         for piece in bytes.pieces(buf.len() as u64) {
-            let start = shard.now_ns();
             let window = 0..in_memory(piece.len);
             let result;
-            (result, buf) = self
-                .source()
-                .read(shard, piece.offset, buf, window.clone())
-                .await;
+            (result, buf) = self.copier().read(shard, piece, buf).await;
             result?;
-            let metrics = shard.local::<Metrics>();
-            metrics.record(Class::CopyRead, shard.now_ns() - start);
             let content = match &buf[window] {
                 zeroes if is_zero(zeroes) => Content::Zeroes,
                 data => Content::Data(data.into()),
@@ -146,17 +139,16 @@ impl CopyBeforeWrite {
         if self.broken().is_some() {
             return Ok(());
         }
+        let copier = self.copier();
         if batch.parts.is_empty() {
-            let flags = ZeroFlags::UNMAP;
-            return self.target().write_zeroes(shard, batch.span, flags).await;
+            let copied = copier.copy_zeroes(shard, batch.span).await;
+            return copied.map(drop).map_err(|error| error.errno);
         }
         let len = in_memory(batch.span.len);
         // Guests that wait for room hold buffers: this one must not wait for theirs.
         let mut buf = shard.buffer_now(len);
         batch.copy_to(&mut buf);
-        let target = self.target();
-        let (result, _) = target.write(shard, batch.span.offset, buf, 0..len).await;
-        result
+        copier.write(shard, batch.span, buf, 0..len).await.0
     }
 
     async fn settle_batch(&self, shard: &Shard, batch: &Batch) {
