@@ -405,6 +405,15 @@ impl Governor {
         self.allowance()
     }
 
+    /// The copy goes on after a pause, of which nothing is to be learned.
+    pub fn resume(&mut self, seen: Seen) {
+        let _ = self.note_guest(&seen);
+        self.note_copy(&seen);
+        self.seen = seen;
+        self.is_excused = true;
+        self.wait_until_cleared();
+    }
+
     /// How things stand.
     pub fn standing(&self) -> Standing {
         let allowance = self.allowance();

@@ -672,3 +672,26 @@ fn whom_a_flush_holds_up_does_not_count() {
     assert!(budget_beside(20, false) < undisturbed / 2);
     assert!(budget_beside(20, true) >= undisturbed / 2);
 }
+
+#[test]
+fn of_a_pause_nothing_is_learned() {
+    let mut governor = Governor::new(CEILING, LatencyTarget::Bound(MS), Seen::default());
+    let mut seen = Seen::default();
+    let mut before = governor.tick(seen.clone());
+    for tick in 1..20u64 {
+        seen.now_ns = tick * TICK_NS;
+        seen.guest.started += 1;
+        seen.guest.ended[bucket(MS / 10)] += 1;
+        before = governor.tick(seen.clone());
+    }
+    // A minute in which the guest was there, and late now and then.
+    seen.now_ns += 60 * SECOND;
+    seen.guest.started += 60_000;
+    seen.guest.ended[bucket(MS / 10)] += 59_000;
+    seen.guest.ended[bucket(50 * MS)] += 1_000;
+    governor.resume(seen.clone());
+    seen.now_ns += TICK_NS;
+    seen.guest.started += 1;
+    seen.guest.ended[bucket(MS / 10)] += 1;
+    assert_eq!(governor.tick(seen), before);
+}

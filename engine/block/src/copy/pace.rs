@@ -206,8 +206,8 @@ impl Pace {
         let is_over = || self.is_over.load(Ordering::Acquire);
         while !is_over() {
             if self.target() == LatencyTarget::Off {
-                self.allow(Allowance::all(self.ceiling));
                 let allowance = Allowance::all(self.ceiling);
+                self.allow(allowance);
                 self.slow().standing = Standing {
                     depth: allowance.depth,
                     chunk: allowance.chunk,
@@ -237,6 +237,7 @@ impl Pace {
                 let goes_on = || is_over() || !control.is_paused() || control.is_stopping();
                 let queues = [&self.changed, control.changes()];
                 shard.wait(&queues, None, goes_on).await;
+                governor.resume(self.seen(shard, watch));
             }
             let wanted = self.target();
             if wanted != target {
