@@ -23,7 +23,7 @@ use crate::copy::guest::GuestWatch;
 use crate::event::Event;
 use crate::extent::Extent;
 use crate::filter::blkdebug::BlkDebug;
-use crate::filter::copy_before_write::CopyBeforeWrite;
+use crate::filter::copy_before_write::{self, CopyBeforeWrite};
 use crate::filter::copy_on_read::CopyOnRead;
 use crate::filter::snapshot_access::SnapshotAccess;
 use crate::filter::throttle::{Direction, Throttle};
@@ -35,9 +35,6 @@ use crate::span::Span;
 use crate::storage::Storage;
 use crate::traffic::Traffic;
 use crate::units::is_zero;
-
-/// How far is looked at once beside a guest.
-const FLEECED_EXTENT_MAX: u64 = 4 << 20;
 
 /// One node's part of a path: what it does to changes, and which bitmaps record
 /// them.
@@ -449,8 +446,7 @@ impl Path {
         let Some(filter) = &self.fleecing else {
             return self.extent_of_base(shard, span).await;
         };
-        // A guest waits for what is registered: no longer than need be.
-        let span = Span::new(span.offset, span.len.min(FLEECED_EXTENT_MAX));
+        let span = Span::new(span.offset, span.len.min(copy_before_write::EXTENT_MAX));
         let _reading = filter.enter_reader(shard, span).await;
         let extent = Box::pin(self.extent_of_base(shard, span)).await?;
         check_whole(filter).map(|()| extent)

@@ -85,24 +85,17 @@ impl Copier {
                 side: Side::Source,
                 errno,
             })?;
-            let metrics = shard.local::<Metrics>();
-            let half = shard.now_ns();
-            let written;
             if is_zero(&buf[window.clone()]) {
-                written = self
-                    .target
-                    .write_zeroes(shard, piece, ZeroFlags::UNMAP)
-                    .await;
-                copied.zero += piece.len;
+                copied.zero += self.copy_zeroes(shard, piece).await?.zero;
             } else {
+                let written;
                 (written, buf) = self.write(shard, piece, buf, window).await;
+                written.map_err(|errno| CopyError {
+                    side: Side::Target,
+                    errno,
+                })?;
                 copied.data += piece.len;
             }
-            written.map_err(|errno| CopyError {
-                side: Side::Target,
-                errno,
-            })?;
-            metrics.record(Class::CopyWrite, shard.now_ns() - half);
         }
         Ok(copied)
     }
@@ -125,15 +118,17 @@ impl Copier {
         buf: Buf,
         window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
-        if self.compress {
-            let written = self
-                .target
-                .write_compressed(shard, piece.offset, &buf[window])
-                .await;
-            (written, buf)
+        let start = shard.now_ns();
+        let (result, buf) = if self.compress {
+            let bytes = &buf[window];
+            let written = self.target.write_compressed(shard, piece.offset, bytes);
+            (written.await, buf)
         } else {
             self.target.write(shard, piece.offset, buf, window).await
-        }
+        };
+        let metrics = shard.local::<Metrics>();
+        metrics.record(Class::CopyWrite, shard.now_ns() - start);
+        (result, buf)
     }
 
     /// Makes `bytes` of the target read as zeroes, as they are known to do on

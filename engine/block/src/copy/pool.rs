@@ -1,11 +1,11 @@
 //! The workers of a block-copy: they take chunks in ascending order, copy them,
-//! and publish the clusters.
+//! and publish the blocks.
 //!
 //! # Reservation and claim
 //!
 //! A shared cursor hands each worker a stretch of the disk. That is only a
-//! division of labour: a guest's change may claim clusters inside it at any
-//! time. The claim itself, cluster by cluster on the copy states, comes after
+//! division of labour: a guest's change may claim blocks inside it at any
+//! time. The claim itself, block by block on the copy states, comes after
 //! the worker has its buffer and its share of the rate, right before the I/O
 //! (C4). Pause and cancel act before a claim and never between claim and
 //! publication, so every path ends its claims.
@@ -19,7 +19,7 @@
 //!
 //! # Passes
 //!
-//! Clusters that went back to *untouched* (a failed copy that is to be tried
+//! Blocks that went back to *untouched* (a failed copy that is to be tried
 //! again, a guest's save that failed) lie behind the cursor. When the cursor
 //! has reached the end it starts again, until a pass finds nothing.
 

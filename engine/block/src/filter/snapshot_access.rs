@@ -5,9 +5,9 @@
 //!
 //! Register the range; the register fences; then look at *access* and at the
 //! copy states. A run whose old data is still on the source is read there while
-//! the registration, shrunk to that run, holds guest changes of those clusters
-//! back. A run that a guest has changed, or is about to, is read from the
-//! target. After the last byte *broken* and *access* are looked at once more:
+//! the registration, shrunk to that run, holds guest changes of those blocks
+//! back. A run that a guest has changed, or is about to, is read from memory or
+//! from the target. After the last byte *broken* and *access* are looked at once more:
 //! bytes read while the snapshot broke, or while a client discarded them, are
 //! not handed out.
 //!
@@ -19,8 +19,8 @@ use std::sync::Arc;
 use ringback_ring::{Buf, Errno, IoResult, Shard};
 
 use crate::extent::{Content, Extent};
-use crate::filter::copy_before_write::CopyBeforeWrite;
 use crate::filter::copy_before_write::cells::Side;
+use crate::filter::copy_before_write::{CopyBeforeWrite, EXTENT_MAX};
 use crate::metrics::{Class, Metrics};
 use crate::span::Span;
 use crate::units::in_memory;
@@ -135,6 +135,7 @@ impl SnapshotAccess {
 
     /// What is at the start of `span`. What comes from the target is data.
     pub(crate) async fn extent(&self, shard: &Shard, span: Span) -> IoResult<Extent> {
+        let span = Span::new(span.offset, span.len.min(EXTENT_MAX));
         self.check(span)?;
         let reading = self.filter.enter_reader(shard, span).await;
         let run = self.run(span);

@@ -1,6 +1,6 @@
-//! The copy states of a copy-before-write filter: one cell per CBW cluster.
+//! The copy states of a copy-before-write filter: one cell per block.
 //!
-//! A cell says whether a cluster's old data has been saved, and whether the guest may overwrite
+//! A cell says whether a block's old data has been saved, and whether the guest may overwrite
 //! the source. Every change is one compare-and-swap, and every method tells what it found, so
 //! that callers match on it.
 //!
@@ -68,7 +68,7 @@ const SAVING: u64 = 0b0010 * ONES;
 const OPEN: u64 = 0b0100 * ONES;
 const CLOSED: u64 = 0b1000 * ONES;
 
-/// The copy state of one cluster.
+/// The copy state of one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum State {
@@ -123,7 +123,7 @@ impl State {
     }
 }
 
-/// Where a snapshot reader finds the old data of a cluster.
+/// Where a snapshot reader finds the old data of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// On the source, for as long as the reader is in the register.
@@ -156,23 +156,23 @@ impl Side {
     }
 }
 
-/// What a guest write found when it wanted to close a cluster.
+/// What a guest write found when it wanted to close a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Close {
-    /// The cluster is *closing*, swung by this call or by another write. The caller must scan the
-    /// register after a fence, wait for the readers found, and [`Cells::pass`] the cluster; that
+    /// The block is *closing*, swung by this call or by another write. The caller must scan the
+    /// register after a fence, wait for the readers found, and [`Cells::pass`] the block; that
     /// another write had swung it does not say that this other write has waited.
     Closed,
-    /// The cluster is *passed* or *lost*: nothing is left to do.
+    /// The block is *passed* or *lost*: nothing is left to do.
     Open,
-    /// The cluster must be claimed and saved first.
+    /// The block must be claimed and saved first.
     Untouched,
-    /// Somebody is saving the cluster: wait for that, then close again.
+    /// Somebody is saving the block: wait for that, then close again.
     Saving,
 }
 
-/// What became of clusters whose save has ended.
+/// What became of blocks whose save has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Settled {
@@ -183,7 +183,7 @@ pub enum Settled {
     Discarded(Vec<Range<u64>>),
 }
 
-/// What a client's discard of a cluster leaves to do.
+/// What a client's discard of a block leaves to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Discarded {
@@ -195,16 +195,16 @@ pub enum Discarded {
     BySaver,
 }
 
-/// Consecutive clusters on which a snapshot reader does one thing.
+/// Consecutive blocks on which a snapshot reader does one thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
     /// Where the old data of all of them is.
     pub side: Side,
-    /// The first cluster that is not part of the run.
+    /// The first block that is not part of the run.
     pub end: u64,
 }
 
-/// How many clusters of a range are in the states which queries report.
+/// How many blocks of a range are in the states which queries report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Still to be saved and not claimed.
@@ -247,7 +247,7 @@ impl Word<'_> {
     }
 }
 
-/// The copy states of all clusters of a disk.
+/// The copy states of all blocks of a disk.
 #[derive(Debug)]
 pub struct Cells {
     /// Shared by all shards, changed by compare-and-swap only. Cells behind `count` in the last
@@ -276,12 +276,12 @@ impl Piece<'_> {
 }
 
 impl Cells {
-    /// Cells for `count` clusters, all *untouched*. None when there is not so much memory.
+    /// Cells for `count` blocks, all *untouched*. None when there is not so much memory.
     pub fn new(count: u64) -> Option<Self> {
         Self::all(count, 0)
     }
 
-    /// Cells for `count` clusters, all *unwanted*. None when there is not so much memory.
+    /// Cells for `count` blocks, all *unwanted*. None when there is not so much memory.
     pub fn new_unwanted(count: u64) -> Option<Self> {
         Self::all(count, NO_COPY)
     }
@@ -295,17 +295,17 @@ impl Cells {
         })
     }
 
-    /// How many clusters there are.
+    /// How many blocks there are.
     pub fn len(&self) -> u64 {
         self.count
     }
 
-    /// Whether there is no cluster at all.
+    /// Whether there is no block at all.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// The state of a cluster. A snapshot reader asks after it has entered the register.
+    /// The state of a block. A snapshot reader asks after it has entered the register.
     pub fn state(&self, index: u64) -> State {
         let (word, shift) = self.cell(index);
         // Acquire, here and in the scans of readers and writers: who sees *saved*, *closing* or
@@ -314,13 +314,13 @@ impl Cells {
         State::of_bits((word.load(Ordering::Acquire) >> shift) & CELL)
     }
 
-    /// Sets up clusters `first..end` as *untouched*. Exclusive, because a filter that is visible
+    /// Sets up blocks `first..end` as *untouched*. Exclusive, because a filter that is visible
     /// has other ways to get there. In slices, if the range is large.
     pub fn set_untouched_range(&mut self, first: u64, end: u64) {
         self.set_up(first, end, 0);
     }
 
-    /// Sets up clusters `first..end` as *unwanted*, in the same way.
+    /// Sets up blocks `first..end` as *unwanted*, in the same way.
     pub fn set_unwanted_range(&mut self, first: u64, end: u64) {
         self.set_up(first, end, NO_COPY);
     }
@@ -334,7 +334,7 @@ impl Cells {
         }
     }
 
-    /// Claims consecutive *untouched* clusters from `first` on, `count_max` at most, and returns
+    /// Claims consecutive *untouched* blocks from `first` on, `count_max` at most, and returns
     /// how many. They are *saving* now and the caller's to save; it must end each of them with
     /// [`Cells::publish`] or [`Cells::unclaim`].
     #[must_use]
@@ -351,7 +351,7 @@ impl Cells {
         count
     }
 
-    /// The saver of clusters `first..end` has written their old data: *saving* to *saved*.
+    /// The saver of blocks `first..end` has written their old data: *saving* to *saved*.
     ///
     /// To be called only while the snapshot is not broken, and after the data is where a snapshot
     /// reader would look for it.
@@ -363,12 +363,12 @@ impl Cells {
         })
     }
 
-    /// The saver of clusters `first..end` gives up, or has not begun: *saving* to *untouched*.
+    /// The saver of blocks `first..end` gives up, or has not begun: *saving* to *untouched*.
     pub fn unclaim(&self, first: u64, end: u64) -> Settled {
         self.settle(first, end, |word, cells| word & !(cells & SAVING))
     }
 
-    /// A guest write wants to overwrite a cluster: *saved* to *closing*, *unwanted* to *closing,
+    /// A guest write wants to overwrite a block: *saved* to *closing*, *unwanted* to *closing,
     /// no copy*.
     pub fn close(&self, index: u64) -> Close {
         // When the cell was swung already, this is a load, not a store. The fence of the scan
@@ -386,18 +386,18 @@ impl Cells {
         }
     }
 
-    /// The readers that a closed cluster was waiting for have left: *closing* to *passed*,
+    /// The readers that a closed block was waiting for have left: *closing* to *passed*,
     /// *closing, no copy* to *lost*. The caller's scan came after its [`Cells::close`].
     pub fn pass(&self, index: u64) {
         self.change(index, |state| match state {
             State::Closing => State::Passed,
             State::ClosingNoCopy => State::Lost,
             State::Passed | State::Lost => state,
-            _ => panic!("cluster {index} is {state:?}: it was not closed before it was passed"),
+            _ => panic!("block {index} is {state:?}: it was not closed before it was passed"),
         });
     }
 
-    /// A fleecing client will not read a cluster any more.
+    /// A fleecing client will not read a block any more.
     pub fn discard(&self, index: u64) -> Discarded {
         let before = self.change(index, |state| match state {
             // A save would be for nobody.
@@ -421,7 +421,7 @@ impl Cells {
         }
     }
 
-    /// A cluster need not be saved: *untouched* to *unwanted*.
+    /// A block need not be saved: *untouched* to *unwanted*.
     pub fn leave_out(&self, index: u64) {
         self.change(index, |state| match state {
             State::Untouched => State::Unwanted,
@@ -429,8 +429,8 @@ impl Cells {
         });
     }
 
-    /// Whether all clusters `first..end` are *passed* or *lost*, so that a guest write need not
-    /// stop here. One load for sixteen clusters.
+    /// Whether all blocks `first..end` are *passed* or *lost*, so that a guest write need not
+    /// stop here. One load for sixteen blocks.
     pub fn all_open(&self, first: u64, end: u64) -> bool {
         self.pieces(first, end).all(|piece| {
             let open = open_cells(piece.word.load(Ordering::Acquire));
@@ -438,7 +438,7 @@ impl Cells {
         })
     }
 
-    /// The first *untouched* cluster of `from..end`.
+    /// The first *untouched* block of `from..end`.
     pub fn next_untouched(&self, from: u64, end: u64) -> Option<u64> {
         self.pieces(from, end).find_map(|piece| {
             // Relaxed: where to look next. Only the claim decides.
@@ -447,7 +447,7 @@ impl Cells {
         })
     }
 
-    /// The first cluster of `from..end` that is not *untouched*; `end` if all are.
+    /// The first block of `from..end` that is not *untouched*; `end` if all are.
     pub fn next_touched(&self, from: u64, end: u64) -> u64 {
         let mut pieces = self.pieces(from, end);
         let found = pieces.find_map(|piece| {
@@ -459,18 +459,18 @@ impl Cells {
         found.unwrap_or(end)
     }
 
-    /// The first cluster of `from..end` of which nothing is left to save: it is saved, or need
+    /// The first block of `from..end` of which nothing is left to save: it is saved, or need
     /// not be.
     pub fn next_settled(&self, from: u64, end: u64) -> Option<u64> {
         self.pieces(from, end).find_map(|piece| {
-            // Acquire: what is seen *saved* is on the target.
+            // Acquire: what is seen *saved* is on the target, or was put into memory before.
             let unsettled = unsettled_cells(piece.word.load(Ordering::Acquire));
             let settled = piece.cells & ONES & !unsettled;
             (settled != 0).then(|| piece.first_of(settled))
         })
     }
 
-    /// The first cluster of `from..end` that is still to be saved, or being saved.
+    /// The first block of `from..end` that is still to be saved, or being saved.
     pub fn next_unsettled(&self, from: u64, end: u64) -> Option<u64> {
         self.pieces(from, end).find_map(|piece| {
             let word = piece.word.load(Ordering::Acquire);
@@ -479,10 +479,10 @@ impl Cells {
         })
     }
 
-    /// The longest run of clusters from `from` on, and before `end`, whose old data a snapshot
+    /// The longest run of blocks from `from` on, and before `end`, whose old data a snapshot
     /// reader finds on the same side. `from..end` is not empty.
     pub fn next_run(&self, from: u64, end: u64) -> Run {
-        assert!(from < end, "a run has at least one cluster");
+        assert!(from < end, "a run has at least one block");
         let (_, shift) = self.cell(from);
         let mut found = None;
         for piece in self.pieces(from, end) {
@@ -534,7 +534,7 @@ impl Cells {
                 let not_discarded = word & !NO_COPY;
                 assert!(
                     not_discarded & piece.cells == SAVING & piece.cells,
-                    "a cluster of {first}..{end} is not being saved"
+                    "a block of {first}..{end} is not being saved"
                 );
                 after(word, piece.cells)
             });
@@ -559,7 +559,7 @@ impl Cells {
     }
 
     fn cell(&self, index: u64) -> (Word<'_>, u64) {
-        assert!(index < self.count, "cluster {index} of {}", self.count);
+        assert!(index < self.count, "block {index} of {}", self.count);
         let word = self.word(index / CELLS_PER_WORD);
         (word, index % CELLS_PER_WORD * CELL_BITS)
     }
@@ -575,7 +575,7 @@ impl Cells {
     fn pieces(&self, first: u64, end: u64) -> impl Iterator<Item = Piece<'_>> {
         assert!(
             first <= end && end <= self.count,
-            "clusters {first}..{end} of {}",
+            "blocks {first}..{end} of {}",
             self.count
         );
         let words = first / CELLS_PER_WORD..end.div_ceil(CELLS_PER_WORD);

@@ -240,13 +240,13 @@ fn a_claim_ends_at_the_first_cluster_that_is_taken() {
 }
 
 #[test]
-#[should_panic(expected = "cluster 17 of 17")]
+#[should_panic(expected = "block 17 of 17")]
 fn a_cluster_behind_the_end_is_refused_though_its_word_exists() {
     let _ = cells(17).state(17);
 }
 
 #[test]
-#[should_panic(expected = "clusters 0..18 of 17")]
+#[should_panic(expected = "blocks 0..18 of 17")]
 fn a_range_behind_the_end_is_refused() {
     cells(17).all_open(0, 18);
 }

@@ -14,22 +14,28 @@ use crate::copy::control::Action;
 use crate::metrics::{Class, Metrics};
 use crate::planted::{self, Fault};
 use crate::span::Span;
+use crate::sync::Ordering;
 use crate::units::{in_memory, is_zero};
 
 /// A batch that could not be written is tried again this much later.
 const RETRY_NS: u64 = 10_000_000;
 
 impl CopyBeforeWrite {
-    /// Waits for room for old data, if it goes to memory.
+    /// Waits for room for old data, if it goes to memory. Answers for how many of
+    /// the blocks: for one, if it had to wait, so that long changes do not wait for
+    /// what short ones take again and again.
     pub(super) async fn reserve(
         &self,
         shard: &Shard,
-        len: u64,
+        first: u64,
+        count: u64,
         deadline_ns: Option<u64>,
-    ) -> IoResult<()> {
-        if !self.buffer.is_on() || self.buffer.try_reserve(len) {
-            return Ok(());
+    ) -> IoResult<u64> {
+        let bytes = self.bytes(first, first + count);
+        if !self.buffer.is_on() || self.buffer.try_reserve(bytes.len) {
+            return Ok(count);
         }
+        let len = self.bytes(first, first + 1).len;
         let since = shard.now_ns();
         let is_broken = || self.broken().is_some();
         let reserved = self
@@ -40,7 +46,7 @@ impl CopyBeforeWrite {
             .local::<Metrics>()
             .record(Class::RoomWait, shard.now_ns() - since);
         match (reserved, self.broken()) {
-            (true, _) => Ok(()),
+            (true, _) => Ok(1),
             (false, Some(errno)) => Err(errno),
             (false, None) => Err(Errno::ETIMEDOUT),
         }
@@ -71,6 +77,9 @@ impl CopyBeforeWrite {
                 return Err(errno);
             }
         };
+        // Others may bring it to the target before this is over: till then whoever
+        // waits for claims waits for this one.
+        self.claimed.fetch_add(1, Ordering::SeqCst);
         // Before anybody can look for it here.
         for (span, content) in old {
             self.keep(shard, span, content);
@@ -85,6 +94,7 @@ impl CopyBeforeWrite {
             }
         }
         self.wake_waiters_for(chunk);
+        self.give_back(1);
         if planted::is(Fault::MemoryCountsAsTarget) {
             self.give_back(bytes.len);
         }
@@ -181,7 +191,7 @@ impl CopyBeforeWrite {
         });
         let goes_on = match (action, &job) {
             (Action::Stop, Some(job)) => job.may_go_on(shard).await,
-            (Action::Ignore, _) => true,
+            (Action::Ignore, Some(job)) => !job.is_stopping(),
             _ => false,
         };
         if !goes_on {
@@ -201,6 +211,7 @@ impl CopyBeforeWrite {
         window: Range<usize>,
     ) -> (IoResult<()>, Buf) {
         let mut rest = span;
+        let mut has_waited = false;
         while !rest.is_empty() {
             let at = window.start + in_memory(rest.offset - span.offset);
             let len = match self.buffer.piece(rest) {
@@ -220,6 +231,7 @@ impl CopyBeforeWrite {
                     if result.is_err() {
                         return (result, buf);
                     }
+                    has_waited = true;
                     len
                 }
             };
@@ -227,7 +239,9 @@ impl CopyBeforeWrite {
         }
         // A client that reads what is in memory, again and again, never waits for
         // anything: those who bring it to the target must have their turn.
-        shard.yield_now().await;
+        if !has_waited {
+            shard.yield_now().await;
+        }
         (Ok(()), buf)
     }
 }

@@ -9,12 +9,12 @@
 //!
 //! # The way of a guest's change
 //!
-//! 1. Are all its clusters *passed* or *lost*? Then nothing is left to do: one
+//! 1. Are all its blocks *passed* or *lost*? Then nothing is left to do: one
 //!    load.
 //! 2. *Secure*: what is untouched is claimed and saved, what somebody else is
 //!    saving is waited for.
-//! 3. *Close*: each cluster is swung to *closing*, then readers of the source
-//!    that overlap these clusters are waited for, then the clusters are
+//! 3. *Close*: each block is swung to *closing*, then readers of the source
+//!    that overlap these blocks are waited for, then the blocks are
 //!    *passed*. (The order is what makes it safe: see [`crate::register`].)
 //! 4. The change goes down.
 //!
@@ -37,7 +37,7 @@
 //! # What breaks
 //!
 //! With `break-guest-write` a failed save fails the guest's change and gives
-//! the cluster back. With `break-snapshot` the snapshot is marked *broken*
+//! the block back. With `break-snapshot` the snapshot is marked *broken*
 //! before the change is let through, and from then on nobody saves anything.
 
 pub mod cells;
@@ -77,7 +77,11 @@ use save_buffer::SaveBuffer;
 /// Waiters for saves are spread over this many queues by block.
 const SAVE_QUEUES: u64 = 64;
 
-/// A change of many clusters is handled in slices of about this many bytes, so
+/// How far is looked at once for what lies where: a guest waits for what is
+/// registered, no longer than need be.
+pub(crate) const EXTENT_MAX: u64 = 4 << 20;
+
+/// A change of many blocks is handled in slices of about this many bytes, so
 /// that it neither keeps a shard for long nor needs much memory at once.
 const SLICE_BYTES: u64 = 16 << 20;
 
@@ -110,9 +114,8 @@ pub struct CopyBeforeWrite {
     claimed: AtomicU64,
     /// Bytes published, by whomever.
     copied: AtomicU64,
-    /// Jobs that work with the filter: it must stay where it is.
-    jobs: AtomicU64,
-    /// Of the job that decides what becomes of a target that fails.
+    /// Of the job that works with the filter, which must stay where it is; it decides
+    /// what becomes of a target that fails.
     job: ArcSwapOption<Control>,
     /// How long guests' requests take below the filter.
     guests: Arc<GuestWatch>,
@@ -186,9 +189,8 @@ impl CopyBeforeWrite {
         }
         let cluster_size = options.cluster_size()?;
         let block_size = options.block_size(cluster_size, size);
-        let clusters = size.div_ceil(cluster_size);
         let blocks = size.div_ceil(block_size);
-        let no_memory = CbwError::Memory { clusters };
+        let no_memory = CbwError::Memory { blocks };
         let access = DirtyBitmap::new(size, cluster_size, shards)?;
         let cells = match scope {
             Scope::Everything => {
@@ -228,7 +230,6 @@ impl CopyBeforeWrite {
             settled: WaitQueue::new(),
             claimed: AtomicU64::new(0),
             copied: AtomicU64::new(0),
-            jobs: AtomicU64::new(0),
             job: ArcSwapOption::empty(),
             guests: Arc::new(GuestWatch::new(shards)),
         })
@@ -334,19 +335,17 @@ impl CopyBeforeWrite {
 
     /// A job has begun to work with the filter.
     pub(crate) fn job_begins(&self, control: &Arc<Control>) {
-        self.jobs.fetch_add(1, Ordering::AcqRel);
         self.job.store(Some(Arc::clone(control)));
     }
 
     /// A job has ended.
     pub(crate) fn job_ends(&self) {
         self.job.store(None);
-        self.jobs.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Whether a job works with the filter.
     pub fn has_job(&self) -> bool {
-        self.jobs.load(Ordering::Acquire) > 0
+        self.job.load().is_some()
     }
 
     /// Bytes that somebody is saving now.
@@ -544,7 +543,7 @@ impl CopyBeforeWrite {
         let mut waited_since = None;
         let mut result = Ok(());
         while result.is_ok() && self.broken().is_none() {
-            let Some(block) = self.next_unsaved(first, end) else {
+            let Some(block) = self.cells.next_unsettled(first, end) else {
                 break;
             };
             waited_since.get_or_insert_with(|| shard.now_ns());
@@ -569,16 +568,6 @@ impl CopyBeforeWrite {
         result
     }
 
-    fn next_unsaved(&self, first: u64, end: u64) -> Option<u64> {
-        (first..end).find(|&block| {
-            let state = self.cells.state(block);
-            matches!(
-                state,
-                State::Untouched | State::Saving | State::SavingDiscarded
-            )
-        })
-    }
-
     /// Saves for every untouched block of the slice, in parallel.
     async fn start_saves(
         self: &Arc<Self>,
@@ -592,9 +581,9 @@ impl CopyBeforeWrite {
         let mut next = first;
         while let Some(block) = self.cells.next_untouched(next, end) {
             // Room and buffer first, claim second, submit at once (C4).
-            let wanted = blocks_max.min(self.cells.next_touched(block, end) - block);
+            let untouched = blocks_max.min(self.cells.next_touched(block, end) - block);
+            let wanted = self.reserve(shard, block, untouched, deadline).await?;
             let bytes = self.bytes(block, block + wanted);
-            self.reserve(shard, bytes.len, deadline).await?;
             // The guest holds a buffer already, so this one must not wait for others.
             let buf = shard.buffer_now(self.copier().buffer_len(bytes));
             next = block + 1;

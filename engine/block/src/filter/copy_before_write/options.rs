@@ -87,11 +87,11 @@ pub enum CbwError {
     },
     /// No memory for the copy states.
     #[error(
-        "no memory for the copy states of {clusters} clusters; a larger min-cluster-size needs less"
+        "no memory for the copy states of {blocks} blocks; a larger min-cluster-size needs less"
     )]
     Memory {
         /// How many states were asked for.
-        clusters: u64,
+        blocks: u64,
     },
     /// The bitmap does not fit the disk.
     #[error("Cannot create block-copy-state: Failed to merge bitmap to internal copy-bitmap: {0}")]
