@@ -281,8 +281,8 @@ impl NbdProtocol {
             if result.is_err() {
                 return (result, buf);
             }
+            self.set_dirty();
         }
-        self.set_dirty();
         (Ok(()), buf)
     }
 
@@ -310,12 +310,11 @@ impl NbdProtocol {
         for piece in terms.clip(offset, len).pieces(terms.zero_max()) {
             let request = request(command::WRITE_ZEROES, piece.offset, piece.len, sent);
             match self.exchange(shard, request, None).await.0 {
-                Ok(_) => {}
+                Ok(_) => self.set_dirty(),
                 Err(Errno::EOPNOTSUPP) => return Ok(false),
                 Err(errno) => return Err(errno),
             }
         }
-        self.set_dirty();
         Ok(true)
     }
 
@@ -328,11 +327,11 @@ impl NbdProtocol {
         for piece in terms.clip(offset, len).pieces(terms.range_max()) {
             let request = request(command::TRIM, piece.offset, piece.len, 0);
             match self.exchange(shard, request, None).await.0 {
-                Ok(_) | Err(Errno::EOPNOTSUPP) => {}
+                Ok(_) => self.set_dirty(),
+                Err(Errno::EOPNOTSUPP) => {}
                 Err(errno) => return Err(errno),
             }
         }
-        self.set_dirty();
         Ok(())
     }
 

@@ -72,8 +72,12 @@ impl Lanes {
                     lanes.insert(shared.node, lane);
                     lanes.set_next_try(shared.node, shard.now_ns() + SECOND_NS);
                 }
-                Ok(connected) => connected.leave().await,
+                Ok(connected) => {
+                    lanes.set_next_try(shared.node, shard.now_ns() + OTHERS_PAUSE_NS);
+                    connected.leave().await;
+                }
                 Err(error) => {
+                    lanes.set_next_try(shared.node, shard.now_ns() + OTHERS_PAUSE_NS);
                     let server = &shared.server.address;
                     tracing::info!(%server, shard = shard.index(), "no further connection: {error}");
                 }
