@@ -44,7 +44,7 @@ mod backing_name;
 mod file_name;
 mod flat;
 mod image_name;
-mod nbd_name;
+pub mod nbd_name;
 
 pub use backing_name::{backing_name_at_creation, full_backing_name};
 pub use flat::{MAX_OPTION_NAME, MAX_OPTIONS, flatten};

@@ -1,7 +1,7 @@
 //! Increments from a bitmap that an NBD server shows.
 
 use nix::sys::signal::Signal;
-use ringback_tests::image::{MIB, noise, write_at};
+use ringback_tests::image::{MIB, blank, noise, write_at};
 use ringback_tests::needs::{Need, needs};
 use ringback_tests::process::{LIMIT, Running, run, wait_for};
 use ringback_tests::qmp::{Daemon, Program};
@@ -98,6 +98,12 @@ fn the_previous_backup_itself_is_brought_up_to_date() {
         1,
         &format!("{URI} odd.img --bitmap daily --update"),
         "say with -F",
+    );
+    blank(&place.path("long.raw"), 1 << 30);
+    place.refused(
+        1,
+        &format!("{URI} long.raw --bitmap daily --update"),
+        "not the previous backup",
     );
     for target in ["1.raw", "1.qcow2"] {
         let words = format!("{URI} {target} --bitmap daily --update --verify=all");
@@ -199,7 +205,11 @@ fn an_interrupted_increment_goes_on() {
         running.signal(Signal::SIGKILL);
         running.finish();
         let other = format!("{URI} {target} --bitmap other {how} --resume");
-        place.refused(1, &other, "another backup");
+        let way_out = match how {
+            "--update" => "to begin the update anew",
+            _ => "--overwrite begins anew",
+        };
+        place.refused(1, &other, way_out);
         let report = place.report(&format!("{words} --resume --verify=all"));
         assert_eq!(report["resumed"], true, "{report:#}");
         let bytes = report["bytes"].as_u64().expect("a number");

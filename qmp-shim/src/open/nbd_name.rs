@@ -125,8 +125,9 @@ fn socket(query: &str) -> Option<String> {
     path
 }
 
-/// Bytes for `%41` and the like.
-fn decode(text: &str) -> Option<String> {
+/// A part of a URI with bytes in the place of `%41` and the like; None if they are no
+/// text, or one of them is zero.
+pub fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, behind)) = rest.split_first() {

@@ -107,6 +107,15 @@ impl Source {
         Ok(source)
     }
 
+    /// What becomes of the bitmap: a server's is its owner's.
+    pub(crate) fn bitmap_mode(&self, args: &Args) -> BitmapModeArg {
+        if self.is_of_server {
+            BitmapModeArg::Never
+        } else {
+            args.bitmap_mode()
+        }
+    }
+
     /// The node of the NBD export that is the whole disk.
     fn export(&self, graph: &Graph) -> Option<String> {
         let top = &self.disk.chain.top;

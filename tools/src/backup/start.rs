@@ -40,7 +40,7 @@ pub(crate) async fn open(shard: &Shard, context: Context) -> Result<Session, Str
         bitmap_mode: args
             .bitmap
             .as_ref()
-            .map(|_| args.bitmap_mode().name().into()),
+            .map(|_| source.bitmap_mode(args).name().into()),
         new_bitmap: args.new_bitmap.clone(),
         backing: backing.as_ref().map(|backing| backing.name.clone()),
         compress: args.compress,
@@ -69,11 +69,12 @@ pub(crate) async fn open(shard: &Shard, context: Context) -> Result<Session, Str
             None => state,
             Some(why) if state.stage == Stage::Copied => {
                 return Err(mismatch(
+                    args,
                     state_path.as_deref(),
                     &format!("{why} (and by then everything had been copied)"),
                 ));
             }
-            Some(why) => return Err(mismatch(state_path.as_deref(), &why)),
+            Some(why) => return Err(mismatch(args, state_path.as_deref(), &why)),
         },
     };
     let target = plan.open(shard, &mut graph).await?;
@@ -140,6 +141,7 @@ fn check_target(
     let target = &args.target;
     match place {
         Place::Missing(_) if has_state => Err(mismatch(
+            args,
             state_path,
             &format!("its target '{target}' does not exist"),
         )),
@@ -155,11 +157,17 @@ fn check_target(
     }
 }
 
-fn mismatch(state_path: Option<&Path>, why: &str) -> String {
+fn mismatch(args: &Args, state_path: Option<&Path>, why: &str) -> String {
     let path = state_path.unwrap_or(Path::new(""));
+    // What an update leaves out of the previous backup is in the bitmap that was merged.
+    let way_out = if args.update {
+        "remove it to begin the update anew"
+    } else {
+        "--overwrite begins anew"
+    };
     format!(
         "'{}' is the state of another backup, or of this one before something changed: {why}; \
-         --overwrite begins anew",
+         {way_out}",
         path.display()
     )
 }

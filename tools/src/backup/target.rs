@@ -223,6 +223,13 @@ impl Plan<'_> {
         if size == self.size {
             return Ok(disk);
         }
+        if self.args.update && matches!(self.place, Place::File(_)) {
+            // As large as its source when it was made.
+            return Err(self.wrong(&format!(
+                "it has {size} bytes and the source {}: it is not the previous backup",
+                self.size
+            )));
+        }
         // Of a longer device only the beginning is the backup.
         graph.detach(disk.user).await;
         crate::open::close(shard, graph, &disk.chain.nodes)

@@ -6,6 +6,7 @@
 
 use ringback_net::ClientCredentials;
 use ringback_qmp_shim::command_line::object::{Endpoint, TlsCredsKind, TlsCredsOptions};
+use ringback_qmp_shim::open::nbd_name;
 use serde_json::{Map, Value};
 
 use super::credentials::TlsCreds;
@@ -194,25 +195,8 @@ fn truth(text: &str) -> Result<bool, String> {
     }
 }
 
-/// Bytes for `%41` and the like.
 fn decode(text: &str) -> Result<String, String> {
-    let wrong = || format!("'{text}' is badly encoded");
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut parts = text.split('%');
-    bytes.extend_from_slice(parts.next().unwrap_or_default().as_bytes());
-    for part in parts {
-        let (digits, behind) = part.split_at_checked(2).ok_or_else(wrong)?;
-        if !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(wrong());
-        }
-        let byte = u8::from_str_radix(digits, 16).map_err(|_| wrong())?;
-        if byte == 0 {
-            return Err(wrong());
-        }
-        bytes.push(byte);
-        bytes.extend_from_slice(behind.as_bytes());
-    }
-    String::from_utf8(bytes).map_err(|_| wrong())
+    nbd_name::decode(text).ok_or_else(|| format!("'{text}' is badly encoded"))
 }
 
 #[cfg(test)]
