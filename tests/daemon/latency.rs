@@ -1,6 +1,7 @@
 //! What a backup's guest may feel: given with the job, changed while it runs,
 //! asked for. QEMU has nothing of it, so nothing here is compared.
 
+use ringback_tests::process;
 use ringback_tests::qmp::Program;
 use serde_json::{Value, json};
 
@@ -31,13 +32,11 @@ fn latency(talk: &mut Talk) -> Value {
 /// Asks until the answer is as wanted: the job takes a change at its next tick.
 fn wait_for(talk: &mut Talk, what: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {
     let mut answer = Value::Null;
-    for _ in 0..1000 {
+    process::wait_for(what, || {
         answer = latency(talk);
-        if is_wanted(&answer) {
-            return answer;
-        }
-    }
-    panic!("{what}: {answer}");
+        is_wanted(&answer)
+    });
+    answer
 }
 
 fn set(talk: &mut Talk, more: &Value) {

@@ -214,7 +214,7 @@ fn long_options_take_no_memory() {
 /// As many queries as an option can have, all of them empty, beside somebody who
 /// wants to go on.
 #[test]
-fn as_many_queries_as_possible_hold_nobody_up() {
+fn as_many_queries_as_possible_are_answered_beside_others() {
     if !needs(NEEDED) {
         return;
     }

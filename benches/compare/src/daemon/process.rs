@@ -64,6 +64,8 @@ impl Process {
     /// How it ended, if it has.
     pub(crate) fn ended(&mut self) -> Option<String> {
         let status = self.child.try_wait().ok()??;
+        // Its number may be somebody else's from now on.
+        self.registered = None;
         Some(format!("{status}; it said: {}", self.said()))
     }
 
