@@ -129,8 +129,9 @@ impl CopyBeforeWrite {
         }
     }
 
-    /// Takes batches out until there is nothing left for this task.
+    /// Takes batches out, when it is time, until there is nothing left for this task.
     async fn drain(self: Arc<Self>, shard: &Shard) {
+        self.buffer.linger(shard, || self.broken().is_some()).await;
         while let Some(batch) = self.buffer.next_batch() {
             if planted::is(Fault::FreedBeforeWritten) {
                 self.settle_batch(shard, &batch).await;

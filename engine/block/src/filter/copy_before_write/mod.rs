@@ -407,6 +407,7 @@ impl CopyBeforeWrite {
 
     /// Waits until no claim is open.
     pub async fn wait_for_saves_in_flight(&self, shard: &Shard) {
+        let _hurry = self.buffer.hurry();
         let none_open = || self.claimed.load(Ordering::SeqCst) == 0;
         shard.wait(&[&self.settled], None, none_open).await;
     }

@@ -15,6 +15,13 @@
 //! Room is reserved before blocks are claimed. While there is none guests wait.
 //! Somebody who finds the buffer empty is let in with any length, so that nothing
 //! is too long to be saved. Zeroes take what remembering them takes.
+//!
+//! # Lingering
+//!
+//! While there is room old data stays for a while: a burst of guests' changes is
+//! over before its saves compete with it for the machine, and neighbours that come
+//! one by one leave together. It leaves when the buffer is half full, when the
+//! oldest has been here for `LINGER_NS`, or when somebody waits for it to leave.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,6 +36,8 @@ use crate::units::in_memory;
 pub(super) const BATCH_MAX: u64 = 1 << 20;
 /// Batches on their way to the target at once, while the buffer is full.
 const DRAINERS_MAX: u64 = 16;
+/// Old data stays for so long while the buffer is not half full.
+const LINGER_NS: u64 = 1_000_000_000;
 /// What zeroes take of the room, however many they are.
 const ZEROES_COST: u64 = 128;
 
@@ -125,6 +134,15 @@ fn add(spans: &mut Vec<Span>, mut span: Span) {
     spans.push(span);
 }
 
+/// Somebody waits for what is in the buffer to leave.
+pub(super) struct Hurry<'a>(&'a SaveBuffer);
+
+impl Drop for Hurry<'_> {
+    fn drop(&mut self) {
+        self.0.hurried.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct SaveBuffer {
     /// Bytes of data; 0: nothing is ever kept.
@@ -133,6 +151,10 @@ pub(super) struct SaveBuffer {
     used: AtomicU64,
     /// Woken when there is room, and when there never will be.
     room: WaitQueue,
+    /// How many wait for what is here to leave.
+    hurried: AtomicU64,
+    /// Woken when nothing may linger any more.
+    due: WaitQueue,
     /// How many entries there are, for who need not take the lock.
     count: AtomicU64,
     held: Mutex<Held>,
@@ -144,6 +166,8 @@ impl SaveBuffer {
             limit,
             used: AtomicU64::new(0),
             room: WaitQueue::new(),
+            hurried: AtomicU64::new(0),
+            due: WaitQueue::new(),
             count: AtomicU64::new(0),
             held: Mutex::default(),
         }
@@ -182,6 +206,7 @@ impl SaveBuffer {
         deadline_ns: Option<u64>,
         is_over: impl Fn() -> bool,
     ) -> bool {
+        let _hurry = self.hurry();
         let mut reserved = false;
         let ended = || {
             reserved = self.try_reserve(len);
@@ -199,10 +224,31 @@ impl SaveBuffer {
         }
     }
 
-    /// Whoever waits for room looks again.
+    /// Whoever waits for room looks again, and whoever lingers.
     pub(super) fn wake(&self) {
         fence(Ordering::SeqCst);
         self.room.wake_all();
+        self.due.wake_all();
+    }
+
+    /// Nothing lingers as long as this is held.
+    pub(super) fn hurry(&self) -> Hurry<'_> {
+        self.hurried.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        self.due.wake_all();
+        Hurry(self)
+    }
+
+    fn is_half_full(&self) -> bool {
+        self.used() >= self.limit / 2
+    }
+
+    /// Until something has to leave: see the module's text. `is_over` is asked again
+    /// after each [`SaveBuffer::wake`].
+    pub(super) async fn linger(&self, shard: &Shard, is_over: impl Fn() -> bool) {
+        let is_due = || self.is_half_full() || self.hurried.load(Ordering::SeqCst) > 0 || is_over();
+        let deadline_ns = shard.now_ns() + LINGER_NS;
+        shard.wait(&[&self.due], Some(deadline_ns), is_due).await;
     }
 
     /// Keeps old data, for whose bytes there is a reservation. True: the caller
@@ -228,13 +274,20 @@ impl SaveBuffer {
             needs_drainer
         };
         self.give_back(unneeded);
+        if self.is_half_full() {
+            fence(Ordering::SeqCst);
+            self.due.wake_all();
+        }
         needs_drainer
     }
 
-    /// Gentle while there is room: the target may be the guest's own device.
+    /// Gentle while there is room: the target may be the guest's own device. One up
+    /// to the half, then the more the fuller.
     fn drainers_wanted(&self) -> u64 {
-        let filled = u128::from(self.used()) * u128::from(DRAINERS_MAX) / u128::from(self.limit);
-        u64::try_from(filled).map_or(DRAINERS_MAX, |filled| filled.clamp(1, DRAINERS_MAX))
+        let half = self.limit / 2;
+        let above = u128::from(self.used().saturating_sub(half)) * u128::from(DRAINERS_MAX);
+        let wanted = above / u128::from((self.limit - half).max(1));
+        u64::try_from(wanted).map_or(DRAINERS_MAX, |wanted| wanted.clamp(1, DRAINERS_MAX))
     }
 
     /// What is at the start of `span`, which is not empty.
@@ -369,6 +422,8 @@ impl SaveBuffer {
 
 #[cfg(test)]
 mod tests {
+    use ringback_ring::sim::Sim;
+
     use super::*;
 
     const KIB: u64 = 1024;
@@ -481,6 +536,35 @@ mod tests {
         );
     }
 
+    /// How long old data stays in a buffer of 16 KiB into which so much comes after
+    /// a while, in nanoseconds.
+    fn lingered_ns(kept: u64, somebody_waits: bool) -> u64 {
+        let mut sim = Sim::new(1, 1);
+        let took_ns = sim.shards().spawn_on(0, move |shard| async move {
+            let buffer = Arc::new(SaveBuffer::new(16 * KIB));
+            let start_ns = shard.now_ns();
+            let leaving = {
+                let (buffer, home) = (Arc::clone(&buffer), shard.clone());
+                shard.spawn(async move { buffer.linger(&home, || false).await })
+            };
+            shard.sleep_ns(LINGER_NS / 4).await;
+            let _ = keep(&buffer, 0, kept, 1);
+            let hurry = somebody_waits.then(|| buffer.hurry());
+            leaving.join().await;
+            drop(hurry);
+            shard.now_ns() - start_ns
+        });
+        sim.run(&took_ns).expect("it ends")
+    }
+
+    #[test]
+    fn old_data_stays_until_it_is_due() {
+        let at_once = LINGER_NS / 4..LINGER_NS / 2;
+        assert!(lingered_ns(7 * KIB, false) >= LINGER_NS);
+        assert!(at_once.contains(&lingered_ns(8 * KIB, false)), "half full");
+        assert!(at_once.contains(&lingered_ns(KIB, true)), "somebody waits");
+    }
+
     #[test]
     fn the_fuller_the_more_take_out() {
         let buffer = SaveBuffer::new(16 * KIB);
@@ -488,7 +572,7 @@ mod tests {
         for index in 0..16 {
             drainers += u64::from(keep(&buffer, 2 * index * KIB, KIB, 1));
         }
-        assert_eq!(drainers, 16);
+        assert_eq!(drainers, 9, "one up to the half, then one more each time");
         // The emptier, the fewer: the last of them leaves nothing behind.
         while drainers > 0 {
             match buffer.next_batch() {
