@@ -22,11 +22,20 @@
 //!   without the copy, because then they prove less. The budget that hurt is remembered: up to there
 //!   it grows fast, beyond it slowly.
 //!
+//! # Flushes
+//!
+//! A device that has to write down at the end all that its cache holds serves
+//! nobody else meanwhile. So the target is flushed bit by bit, and how much is
+//! written between two flushes follows the guest, too: half of it after a flush that
+//! made the guest late, a little more after one that did not. But flushing takes
+//! no more of the time than copying: where a flush takes long however little there
+//! is to write, there are fewer of them.
+//!
 //! # The target
 //!
 //! If nobody has given one it is learned: every few seconds the copy stands
-//! still for some tens of milliseconds (`Phase::Listening`), and what the guest
-//! feels then, doubled, is the target.
+//! still for some tens of milliseconds (`Phase::Listening`); two and a half times the
+//! p99 of what the guest feels then is the target.
 
 use crate::copy::guest::{BUCKETS, Counts, bucket, bucket_end};
 
@@ -84,6 +93,13 @@ const SLOW_GUEST_NS: f64 = 30.0 * MS as f64;
 /// What was in flight at a cut is gone by then at the latest.
 const CLEARED_NS: u64 = 250 * MS;
 
+/// What is written between two flushes of the target, in bytes, and what becomes of
+/// it with a flush that the guest felt and with one that it did not.
+const UNFLUSHED_MIN: f64 = 1024.0 * KIB;
+const UNFLUSHED_MAX: f64 = 32.0 * 1024.0 * KIB;
+const UNFLUSHED_CUT: f64 = 0.5;
+const UNFLUSHED_GROWTH: f64 = 1.25;
+
 /// How often, how long and for how many requests the guest is listened to.
 const LISTEN_EVERY_NS: u64 = 4000 * MS;
 /// So often if the guest is late although next to nothing is copied: it may not
@@ -101,7 +117,11 @@ const BASELINE_DECAY: f64 = 0.75;
 /// Less than this says nothing.
 const BASELINE_MIN: f64 = 8.0;
 
-/// A learned target: never below, and what it is before anything is known.
+/// A learned target: so much more than the guest's p99 alone, which is taken for no
+/// more than so many times the median, because few requests tell little of the
+/// rarest; never below, and what it is before anything is known.
+const TARGET_BY_P99: f64 = 2.5;
+const P99_BY_MEDIAN: u64 = 12;
 const TARGET_MIN_NS: u64 = 300_000;
 const TARGET_UNKNOWN_NS: u64 = MS;
 
@@ -130,6 +150,8 @@ pub struct Allowance {
     /// The share of its time in which a copy of depth 1 works; it rests for the
     /// others.
     pub duty: f64,
+    /// Bytes that may be written to the target before it is flushed.
+    pub unflushed: u64,
 }
 
 /// The most that a copy may ever have in flight.
@@ -156,6 +178,7 @@ impl Allowance {
             depth: ceiling.depth,
             chunk: ceiling.chunk,
             duty: 1.0,
+            unflushed: u64::MAX,
         }
     }
 
@@ -172,6 +195,7 @@ impl Allowance {
             depth: whole(depth),
             chunk: whole(chunk),
             duty: (budget / CHUNK_MIN).min(1.0),
+            unflushed: whole(UNFLUSHED_MAX),
         }
     }
 }
@@ -202,6 +226,10 @@ pub struct Seen {
     pub fastest_copy_ns: Option<u64>,
     /// The copy is making its target durable.
     pub is_flushing: bool,
+    /// How often it has done so.
+    pub flushes: u64,
+    /// How long that took, all together, in nanoseconds.
+    pub flushing_ns: u64,
 }
 
 /// How things stand, for those who ask.
@@ -349,6 +377,12 @@ pub struct Governor {
     cut: Option<(u64, u64, u64)>,
     /// What is waited for was held up by a flush.
     is_excused: bool,
+    // Flushes of the target.
+    unflushed: f64,
+    /// The guest was late during the one that goes on.
+    was_felt: bool,
+    /// When the last one had ended.
+    flushed_ns: u64,
 }
 
 impl Governor {
@@ -379,6 +413,9 @@ impl Governor {
             debt: 0.0,
             cut: None,
             is_excused: false,
+            unflushed: UNFLUSHED_MAX,
+            was_felt: false,
+            flushed_ns: now_ns,
             seen,
         }
     }
@@ -397,10 +434,9 @@ impl Governor {
     pub fn tick(&mut self, seen: Seen) -> Allowance {
         let ended = self.note_guest(&seen);
         self.note_copy(&seen);
-        let elapsed_ns = seen.now_ns - self.seen.now_ns;
-        self.seen = seen;
+        let before = std::mem::replace(&mut self.seen, seen);
         if self.target != LatencyTarget::Off {
-            self.turn(&ended, elapsed_ns);
+            self.turn(&ended, &before);
         }
         self.allowance()
     }
@@ -528,13 +564,16 @@ impl Governor {
             }
             Phase::Sharing => Allowance::of(self.budget, self.ceiling),
         };
+        if self.target != LatencyTarget::Off {
+            allowance.unflushed = whole(self.unflushed);
+        }
         if allowance.depth > 0 {
             allowance.depth = (allowance.depth + self.extra).min(self.ceiling.depth);
         }
         allowance
     }
 
-    fn turn(&mut self, ended: &[u64; BUCKETS], elapsed_ns: u64) {
+    fn turn(&mut self, ended: &[u64; BUCKETS], before: &Seen) {
         let now_ns = self.seen.now_ns;
         let idle_ns = whole(4.0 * self.gap_ns).clamp(IDLE_NS, IDLE_NS_MAX);
         let is_idle = self.asked_ns == 0 || now_ns - self.asked_ns > idle_ns;
@@ -562,7 +601,7 @@ impl Governor {
             Phase::Alone => {}
             Phase::Sharing if is_idle => self.phase = Phase::Alone,
             Phase::Sharing => {
-                self.adapt(ended, elapsed_ns);
+                self.adapt(ended, before);
                 self.share_or_listen();
             }
         }
@@ -636,17 +675,15 @@ impl Governor {
             return;
         }
         let quantile = |share| self.baseline.quantile(share).unwrap_or(0);
-        // Few requests tell little of the rarest: one that stood out for some
-        // other reason must not decide alone.
-        let usual_ns = quantile(0.98).min(8 * quantile(0.5));
-        self.target_ns = (2 * usual_ns).max(TARGET_MIN_NS);
+        let usual_ns = quantile(0.99).min(P99_BY_MEDIAN * quantile(0.5));
+        self.target_ns = whole(TARGET_BY_P99 * usual_ns as f64).max(TARGET_MIN_NS);
         // What others do to the guest goes on while the copy runs.
         let late = self.baseline.share_above(self.target_ns);
         self.may_be_late = (LATE + 2.0 * late).min(LATE_MAX);
     }
 
     /// The guest is there: more or less than before?
-    fn adapt(&mut self, ended: &[u64; BUCKETS], elapsed_ns: u64) {
+    fn adapt(&mut self, ended: &[u64; BUCKETS], before: &Seen) {
         let now_ns = self.seen.now_ns;
         let target_ns = self.target_ns();
         let first_late = bucket(target_ns) + 1;
@@ -654,8 +691,13 @@ impl Governor {
         let in_time = count(&ended[..first_late]);
         let late = count(&ended[first_late..]);
         let oldest_ns = self.oldest_ns();
-        let earned = in_time.max(elapsed_ns as f64 / SLOW_GUEST_NS);
-        if self.seen.is_flushing {
+        let earned = in_time.max((now_ns - before.now_ns) as f64 / SLOW_GUEST_NS);
+        let has_flushed = self.seen.flushes > before.flushes;
+        if self.seen.is_flushing || has_flushed {
+            self.was_felt |= late > 0.0 || oldest_ns > target_ns;
+            if has_flushed {
+                self.adapt_flushes(before);
+            }
             // Whom a flush of the target holds up says nothing of the budget.
             self.is_excused = true;
             self.wait_until_cleared();
@@ -690,6 +732,20 @@ impl Governor {
                 grown.min(usable)
             };
         }
+    }
+
+    /// A flush has ended: more or less before the next one?
+    fn adapt_flushes(&mut self, before: &Seen) {
+        let took_ns = (self.seen.flushing_ns - before.flushing_ns) as f64;
+        let all_ns = (self.seen.now_ns - self.flushed_ns) as f64;
+        let factor = if self.was_felt && took_ns < all_ns / 2.0 {
+            UNFLUSHED_CUT
+        } else {
+            UNFLUSHED_GROWTH
+        };
+        self.unflushed = (self.unflushed * factor).clamp(UNFLUSHED_MIN, UNFLUSHED_MAX);
+        self.flushed_ns = self.seen.now_ns;
+        self.was_felt = false;
     }
 
     fn cut(&mut self) {

@@ -27,6 +27,8 @@ pub(crate) struct Pace {
     chunk: AtomicU64,
     /// In parts of [`WHOLE`].
     duty: AtomicU64,
+    /// Bytes before a flush.
+    unflushed_max: AtomicU64,
     /// Nothing is left to begin for those who wait.
     is_done: AtomicBool,
     /// Nobody works any more.
@@ -35,6 +37,11 @@ pub(crate) struct Pace {
     changed: WaitQueue,
     /// A worker makes the target durable.
     is_flushing: AtomicBool,
+    /// How often one has, and how long that took.
+    flushes: AtomicU64,
+    flushing_ns: AtomicU64,
+    /// Bytes written since.
+    unflushed: AtomicU64,
     // Written by the workers.
     started: AtomicU64,
     ended: AtomicU64,
@@ -61,10 +68,14 @@ impl Pace {
             depth: AtomicU64::new(0),
             chunk: AtomicU64::new(0),
             duty: AtomicU64::new(0),
+            unflushed_max: AtomicU64::new(0),
             is_done: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
             changed: WaitQueue::new(),
             is_flushing: AtomicBool::new(false),
+            flushes: AtomicU64::new(0),
+            flushing_ns: AtomicU64::new(0),
+            unflushed: AtomicU64::new(0),
             started: AtomicU64::new(0),
             ended: AtomicU64::new(0),
             copied: AtomicU64::new(0),
@@ -89,19 +100,24 @@ impl Pace {
         self.slow().target
     }
 
-    /// A flush of the target begins. False: there is one already.
-    pub(crate) fn begin_flush(&self) -> bool {
-        !self.is_flushing.swap(true, Ordering::AcqRel)
+    /// So many bytes were written. Whether the caller has to flush the target now, and
+    /// to say when it has.
+    pub(crate) fn must_flush(&self, written: u64) -> bool {
+        let unflushed = self.unflushed.fetch_add(written, Ordering::Relaxed) + written;
+        if unflushed < self.unflushed_max.load(Ordering::Relaxed)
+            || self.is_flushing.swap(true, Ordering::AcqRel)
+        {
+            return false;
+        }
+        self.unflushed.store(0, Ordering::Relaxed);
+        true
     }
 
-    /// It has ended.
-    pub(crate) fn end_flush(&self) {
+    /// A flush has ended.
+    pub(crate) fn end_flush(&self, took_ns: u64) {
+        self.flushing_ns.fetch_add(took_ns, Ordering::Relaxed);
+        self.flushes.fetch_add(1, Ordering::Release);
         self.is_flushing.store(false, Ordering::Release);
-    }
-
-    /// Whether there is a bound on what guests may feel.
-    pub(crate) fn is_governed(&self) -> bool {
-        self.target() != LatencyTarget::Off
     }
 
     pub(crate) fn standing(&self) -> Standing {
@@ -118,6 +134,8 @@ impl Pace {
         self.chunk.store(allowance.chunk, Ordering::Relaxed);
         let duty = whole((allowance.duty * WHOLE).round().clamp(1.0, WHOLE));
         self.duty.store(duty, Ordering::Relaxed);
+        self.unflushed_max
+            .store(allowance.unflushed, Ordering::Relaxed);
         // Fewer is seen when a worker comes back; for more they are woken.
         if self.depth.swap(allowance.depth, Ordering::Relaxed) < allowance.depth {
             self.wake();
@@ -196,7 +214,9 @@ impl Pace {
             copies_ended: ended,
             copied: self.copied.load(Ordering::Relaxed),
             fastest_copy_ns: (fastest_ns != NONE).then_some(fastest_ns),
-            is_flushing: self.is_flushing.load(Ordering::Relaxed),
+            is_flushing: self.is_flushing.load(Ordering::Acquire),
+            flushes: self.flushes.load(Ordering::Acquire),
+            flushing_ns: self.flushing_ns.load(Ordering::Relaxed),
         }
     }
 

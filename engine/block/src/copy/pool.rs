@@ -41,10 +41,6 @@ use crate::sync::{AtomicU64, Ordering, fence};
 /// Known zeroes are reserved in stretches of at most this many bytes.
 const ZEROES_MAX: u64 = 64 << 20;
 
-/// While guests are looked after, the target is flushed whenever so much has been
-/// written to it.
-const FLUSH_BYTES: u64 = 32 << 20;
-
 /// After a pass in which something failed the next begins this much later.
 const RETRY_NS: u64 = 10_000_000;
 
@@ -101,8 +97,6 @@ pub(crate) struct Pool {
     reserved: AtomicU64,
     /// Workers between their look at *paused* and the end of a copy.
     copying: AtomicU64,
-    /// Bytes written since the target was flushed last.
-    unflushed: AtomicU64,
     /// Bytes read and written, and bytes written as zeroes.
     data: AtomicU64,
     zero: AtomicU64,
@@ -138,7 +132,6 @@ impl Pool {
             cursor: AtomicU64::new(0),
             reserved: AtomicU64::new(0),
             copying: AtomicU64::new(0),
-            unflushed: AtomicU64::new(0),
             data: AtomicU64::new(0),
             zero: AtomicU64::new(0),
         }
@@ -361,8 +354,8 @@ impl Pool {
         let moved = result.map_or(0, |copied| copied.data);
         let rest_ns = self.pace.end_copy(moved, took_ns);
         let settled = self.settle(shard, claimed, result).await;
-        if self.pace.is_governed() {
-            self.flush_behind(shard, moved).await;
+        if self.pace.must_flush(moved) {
+            self.flush_behind(shard).await;
         }
         drop(copying);
         if rest_ns > 0 {
@@ -375,17 +368,13 @@ impl Pool {
 
     /// The target is made durable bit by bit: a device that has to write down all
     /// that its cache holds, at the end, holds up for a second whoever uses it.
-    async fn flush_behind(&self, shard: &Shard, written: u64) {
-        let unflushed = self.unflushed.fetch_add(written, Ordering::Relaxed) + written;
-        if unflushed < FLUSH_BYTES || !self.pace.begin_flush() {
-            return;
-        }
-        self.unflushed.store(0, Ordering::Relaxed);
+    async fn flush_behind(&self, shard: &Shard) {
+        let start_ns = shard.now_ns();
         if let Err(errno) = self.filter.target().flush(shard).await {
             // A later flush may know nothing of it.
             self.control.fail(JobError::Flush(errno));
         }
-        self.pace.end_flush();
+        self.pace.end_flush(shard.now_ns() - start_ns);
     }
 
     async fn zero_run(&self, shard: &Shard, first: u64, end: u64) -> Result<u64, CopyError> {
