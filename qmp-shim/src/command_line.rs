@@ -9,6 +9,7 @@
 //! | `--nbd-server` | where NBD clients come in: [`nbd_server`] |
 //! | `--export` | a disk for clients: [`export`] |
 //! | `--drive`, `--device` | ours: a disk as QEMU's system emulator knows it: [`drive`], [`device`] |
+//! | `--metrics` | ours: where latencies are given out: [`SocketAddress::parse_word`] |
 //! | `--pidfile`, `--daemonize`, `--trace`, `--help`, `--version` | the process itself |
 //! | `--shards`, `-v` | ours: how many threads do the work, how much is told |
 //!
@@ -112,6 +113,8 @@ pub enum Opt {
     Drive(Box<Drive>),
     /// What a guest sees.
     Device(Device),
+    /// Where the engine's latencies are given out.
+    Metrics(SocketAddress),
 }
 
 /// What a command line asks for.
@@ -264,6 +267,7 @@ fn read_option(flag: Flag, value: &str, warnings: &mut Vec<String>) -> error::Re
         Flag::Export => Opt::Export(Export::parse(value)?),
         Flag::Drive => Opt::Drive(Box::new(Drive::parse(value, warnings)?)),
         Flag::Device => Opt::Device(Device::parse(value, warnings)?),
+        Flag::Metrics => Opt::Metrics(SocketAddress::parse_word(value)?),
         Flag::Word => return Err(ArgumentError::UnexpectedWord),
         Flag::Shards => return Ok(Read::Shards(read_shards(value)?)),
         Flag::Trace => return read_trace(value, warnings),

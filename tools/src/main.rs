@@ -50,6 +50,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<OsString>,
     },
+    /// Show how long the operations of a running daemon take
+    Report(report::running::Args),
 }
 
 /// The exit status of a run whose verification failed.
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Daemon { words } => Ok(daemon::run(words)),
         Command::Io { words } => Ok(io::run_words(words)),
+        Command::Report(args) => report::running::run(&args),
     };
     result.unwrap_or_else(|message| {
         eprintln!("ringback: {message}");

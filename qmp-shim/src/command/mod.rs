@@ -132,6 +132,7 @@ commands! {
     "query-blockstats" => QueryBlockstats(QueryBlockstats),
     "query-named-block-nodes" => QueryNamedBlockNodes(QueryNamedBlockNodes),
     "x-debug-query-block-graph" => XDebugQueryBlockGraph,
+    "x-query-latency-histograms" => XQueryLatencyHistograms(XQueryLatencyHistograms),
 
     // Objects.
     "object-add" => ObjectAdd(Box<ObjectAdd>),

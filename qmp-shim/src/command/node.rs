@@ -65,6 +65,12 @@ arguments! {
         /// All nodes instead of the devices.
         query_nodes: Option<bool> = "query-nodes",
     }
+
+    /// Arguments of `x-query-latency-histograms`, which QEMU 10.0 does not have.
+    pub struct XQueryLatencyHistograms {
+        /// Whether the next answer counts from this one on.
+        reset: Option<bool> = "reset",
+    }
 }
 
 /// A name, or nothing in particular.

@@ -69,6 +69,41 @@ words! {
 }
 
 impl SocketAddress {
+    /// Reads an address in one word: `HOST:PORT`, where an IPv6 number stands in brackets and
+    /// no host is every address of this machine, or `unix:PATH`.
+    ///
+    /// # Errors
+    ///
+    /// See [`ArgumentError`].
+    pub fn parse_word(text: &str) -> Result<Self> {
+        let address = if let Some(path) = text.strip_prefix("unix:") {
+            Self::Unix(UnixAddress {
+                path: path.to_owned(),
+                is_abstract: false,
+                is_tight: true,
+            })
+        } else {
+            let no_address = || ArgumentError::AddressWord {
+                text: text.to_owned(),
+            };
+            let (host, port) = text.rsplit_once(':').ok_or_else(no_address)?;
+            let number = host
+                .strip_prefix('[')
+                .and_then(|host| host.strip_suffix(']'));
+            // A number of IPv6 without brackets does not show where it ends.
+            if number.is_none() && host.contains([':', '[', ']']) || port.parse::<u16>().is_err() {
+                return Err(no_address());
+            }
+            Self::Inet(InetAddress {
+                host: number.unwrap_or(host).to_owned(),
+                port: port.to_owned(),
+                ..InetAddress::default()
+            })
+        };
+        address.check()?;
+        Ok(address)
+    }
+
     /// Reads a flat address: `type` beside the members of that type. The reader is read to
     /// its end. What needs no network is checked.
     ///

@@ -372,6 +372,15 @@ pub enum ArgumentError {
         /// Name of the type.
         kind: &'static str,
     },
+    /// A word that is no address.
+    #[error("'{text}' is no address: HOST:PORT or unix:PATH is wanted")]
+    AddressWord {
+        /// The word.
+        text: String,
+    },
+    /// Metrics are asked for at two places.
+    #[error("Metrics are served already")]
+    MetricsServed,
     /// A number of shards that is none.
     #[error("The number of shards must be from 1 to {max}")]
     Shards {

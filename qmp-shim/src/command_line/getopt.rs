@@ -10,6 +10,7 @@ pub(super) enum Flag {
     Drive,
     Export,
     Help,
+    Metrics,
     Monitor,
     NbdServer,
     Object,
@@ -57,6 +58,7 @@ const QEMU: &[Long] = &[
 const OURS: &[Long] = &[
     long("device", true, Flag::Device),
     long("drive", true, Flag::Drive),
+    long("metrics", true, Flag::Metrics),
     long("shards", true, Flag::Shards),
 ];
 

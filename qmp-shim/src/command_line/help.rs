@@ -25,6 +25,8 @@ What is made, in the order of the options:
                          addr.path=PATH
   --drive DEF            a disk with its image, as QEMU's -drive
   --device DEF           what a guest sees, as QEMU's -device
+  --metrics ADDRESS      latencies for Prometheus, at http://ADDRESS/metrics;
+                         ADDRESS is HOST:PORT or unix:PATH
 
 The process:
   --pidfile FILE         write the process's number to a file

@@ -18,6 +18,7 @@ pub(super) struct Names {
     objects: HashMap<String, Role>,
     exports: HashSet<String>,
     has_server: bool,
+    has_metrics: bool,
 }
 
 /// What an object can be used as.
@@ -86,6 +87,11 @@ impl Names {
                 }
                 export.check_supported()?;
                 self.exports.insert(export.id.clone());
+            }
+            Opt::Metrics(_) => {
+                if std::mem::replace(&mut self.has_metrics, true) {
+                    return Err(ArgumentError::MetricsServed);
+                }
             }
             Opt::Blockdev(_) | Opt::Drive(_) | Opt::Device(_) => {}
         }

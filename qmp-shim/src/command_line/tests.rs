@@ -93,6 +93,47 @@ fn options_keep_their_order_and_their_words() {
 }
 
 #[test]
+fn metrics_have_an_address_in_one_word() {
+    let address = |word: &str| {
+        let line = line(&["--metrics", word]);
+        match &line.options[..] {
+            [
+                Placed {
+                    option: Opt::Metrics(address),
+                    ..
+                },
+            ] => address.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    for (word, host) in [
+        ("localhost:9100", "localhost"),
+        ("[::1]:9100", "::1"),
+        (":9100", ""),
+    ] {
+        let wanted = SocketAddress::Inet(InetAddress {
+            host: host.into(),
+            port: "9100".into(),
+            ..InetAddress::default()
+        });
+        assert_eq!(address(word), wanted);
+    }
+    let unix = address("unix:/run/a:1");
+    assert!(matches!(unix, SocketAddress::Unix(unix) if unix.path == "/run/a:1"));
+    for word in ["", "host", "::1:9", "[::1:9", "h:", "h:x", "h:65536"] {
+        let why = format!("'{word}' is no address: HOST:PORT or unix:PATH is wanted");
+        assert_eq!(
+            error(&["--metrics", word]),
+            format!("rb: --metrics {word}: {why}")
+        );
+    }
+    assert_eq!(
+        error(&["--metrics", ":1", "--metrics", ":2"]),
+        "rb: --metrics :2: Metrics are served already"
+    );
+}
+
+#[test]
 fn help_and_version_end_the_reading() {
     assert_eq!(
         shown(&["x", "-V", "--bogus"]),
@@ -665,7 +706,7 @@ proptest! {
     fn any_argument_is_an_option_or_an_error(
         option in prop::sample::select(vec![
             "--chardev", "--monitor", "--object", "--nbd-server", "--export", "--drive",
-            "--device", "--trace", "--shards",
+            "--device", "--trace", "--shards", "--metrics",
         ]),
         argument in word(),
     ) {

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ringback_block::graph::Graph;
 use ringback_block::job::{Bell, Jobs};
+use ringback_block::metrics;
 use ringback_block::notice::{Notice, Notify};
 use ringback_qmp_shim::command::Command;
 use ringback_qmp_shim::event::Event;
@@ -19,6 +20,7 @@ use super::exports::Exports;
 use super::human::Lodger;
 use super::inbox::{Address, Inbox, Message};
 use super::objects::Objects;
+use super::scrape::ScrapeServer;
 use crate::io;
 use crate::open::Opened;
 
@@ -64,6 +66,10 @@ pub(super) struct Control {
     pub(super) job_targets: Vec<String>,
     pub(super) chardevs: Vec<String>,
     pub(super) address: Address,
+    /// Who gives latencies out over HTTP.
+    pub(super) scraped: Option<ScrapeServer>,
+    /// What had been measured when somebody asked for a fresh start.
+    pub(super) measured_before: Option<metrics::Snapshot>,
     monitors: BTreeMap<String, Monitor>,
     /// The monitor and the request that ended the process.
     quit: Option<Quit>,
@@ -93,6 +99,8 @@ impl Control {
             job_targets: Vec::new(),
             chardevs: Vec::new(),
             address,
+            scraped: None,
+            measured_before: None,
             monitors: BTreeMap::new(),
             quit: None,
         }
@@ -311,6 +319,7 @@ impl Control {
     async fn shut_down(&mut self) {
         // What a breakpoint holds would be waited for.
         self.graph.resume_all_requests();
+        self.stop_metrics().await;
         self.stop_exports().await;
         self.jobs.end_all(&self.shard, &mut self.graph).await;
         self.tell_job_events();

@@ -8,8 +8,9 @@
 //! | `control` | that task: requests, events, the end |
 //! | `backends` | disks as management tools address them |
 //! | `exports`, `export_bitmaps`, `listen` | nodes that clients outside use, what they see of bitmaps, and how they come in |
+//! | `scrape`, `exposition` | latencies over HTTP, as Prometheus reads them |
 //! | `objects` | what is neither node nor disk: groups of limits, threads, secrets |
-//! | `nodes`, `bitmaps`, `backup`, `jobs`, `query`, `reopen`, `machine` | the commands, by what they work on |
+//! | `nodes`, `bitmaps`, `backup`, `jobs`, `query`, `latencies`, `reopen`, `machine` | the commands, by what they work on |
 //!
 //! What a command means is known to `ringback_qmp_shim`, what a node, a job or a
 //! bitmap is, to `ringback_block`. Here the two meet.
@@ -21,9 +22,11 @@ mod chardev;
 mod control;
 mod export_bitmaps;
 mod exports;
+mod exposition;
 mod human;
 mod inbox;
 mod jobs;
+mod latencies;
 mod listen;
 mod machine;
 mod nodes;
@@ -31,6 +34,7 @@ mod objects;
 mod pid_file;
 mod query;
 mod reopen;
+mod scrape;
 mod start;
 
 use ringback_qmp_shim::command::{ActionCompletionMode, Command};
@@ -87,6 +91,10 @@ impl Control {
                 Ok(self.query_blockstats(nodes).await)
             }
             Command::XDebugQueryBlockGraph => Ok(self.query_block_graph()),
+            Command::XQueryLatencyHistograms(query) => {
+                let reset = query.reset.unwrap_or(false);
+                Ok(self.query_latency_histograms(reset).await)
+            }
             Command::BlockSetWriteThreshold(asked) => self.set_write_threshold(&asked),
             Command::BlockLatencyHistogramSet(asked) => self.set_latency_histograms(&asked).await,
 

@@ -214,6 +214,7 @@ impl Made {
     fn abandon(self, shards: &Shards) {
         let ended = shards.spawn_on(CONTROL_SHARD, |shard: Shard| async move {
             if let Some(mut control) = shard.local::<Parked>().take() {
+                control.stop_metrics().await;
                 control.close_all_nodes().await;
             }
         });
@@ -243,6 +244,7 @@ fn start(
         let mut control = Box::new(Control::new(&shard, address));
         for placed in &options {
             if let Err(error) = make(&mut control, placed).await {
+                control.stop_metrics().await;
                 control.close_all_nodes().await;
                 return Err(placed.complain(&program, &error));
             }
@@ -272,6 +274,7 @@ async fn make(control: &mut Control, placed: &Placed) -> Result<(), String> {
         Opt::Export(export) => control.add_export(export).await,
         Opt::Drive(drive) => control.add_drive(drive).await,
         Opt::Device(device) => control.add_device(device).await,
+        Opt::Metrics(address) => control.serve_metrics(address).await,
     };
     made.map_err(|error| error.desc)
 }

@@ -1,5 +1,6 @@
 //! What a run of `ringback bench` has found, as plain data: for programs (`to_json`), for people
-//! (`table`) and for plotters (`hgrm`).
+//! (`table`) and for plotters (`hgrm`); and `ringback report` (`running`), which shows in the same
+//! way what a running daemon has measured.
 //!
 //! Nothing is measured or judged here; who fills the report has done so. It holds no date and no
 //! host name, so that two runs can be compared line by line.
@@ -11,7 +12,9 @@
 
 pub(crate) mod hgrm;
 pub(crate) mod human;
+pub(crate) mod interchange;
 pub(crate) mod latency;
+pub(crate) mod running;
 pub(crate) mod table;
 
 use std::collections::BTreeMap;

@@ -49,19 +49,39 @@ const CLASSES: [Class; 2] = [
     },
 ];
 
-fn latencies(report: &BenchReport) -> String {
+/// Classes of operations with how many there were and how long they took; it ends with a newline.
+pub(crate) fn render_classes(classes: &[(String, Option<LatencySummary>)]) -> String {
+    let mut table = headed_table(&["class", ""], "count");
+    for (name, latency) in classes {
+        let durations = latency.map_or_else(
+            || COLUMNS.map(|_| "-".to_owned()),
+            |latency| latency.columns().map(duration),
+        );
+        let how_many = count(latency.map_or(0, |latency| latency.count));
+        let cells = durations.into_iter().chain([how_many]).collect();
+        add_row(&mut table, name, "", cells);
+    }
+    let mut text = table.trim_fmt();
+    text.push('\n');
+    text
+}
+
+/// A table of latencies, with two columns of names before them and a number behind.
+fn headed_table(names: &[&'static str; 2], last: &'static str) -> Table {
     let mut table = table();
     // A rule under the heading and no other line.
     table.style_mut().header_separator = LineStyle::none().fill('-').junction('-');
-    let heading = ["guest", "latency"]
-        .into_iter()
-        .chain(COLUMNS)
-        .chain(["per second"]);
+    let heading = names.iter().copied().chain(COLUMNS).chain([last]);
     table.set_header(
         heading
             .enumerate()
             .map(|(index, text)| aligned(index, text)),
     );
+    table
+}
+
+fn latencies(report: &BenchReport) -> String {
+    let mut table = headed_table(&["guest", "latency"], "per second");
     for class in &CLASSES {
         let (baseline, during) = (report.baseline.as_ref(), report.during.as_ref());
         let mut name = class.name;
@@ -306,6 +326,32 @@ mod tests {
         " fleecing       8,192 reads, 512 MiB, 0 refused, p50 720 us, p99 2.47 ms, max 2.52 ms",
         " verification   held: backup 1.00 GiB, fleecing 512 MiB, disk 1.00 GiB, 40,000 guest reads",
     ];
+
+    #[test]
+    fn classes_of_a_daemon() {
+        let classes = [
+            ("cbw-save".to_owned(), example::latency(300)),
+            ("drain-pause".to_owned(), None),
+        ];
+        let text = render_classes(&classes);
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        let heading = [
+            "class", "p50", "p90", "p99", "p99.9", "p99.99", "max", "count",
+        ];
+        assert_eq!(lines[0], heading, "{text}");
+        assert_eq!(lines[2][0], "cbw-save", "{text}");
+        assert_eq!(lines[2].last(), Some(&"20,000"), "{text}");
+        assert_eq!(
+            lines[3],
+            ["drain-pause", "-", "-", "-", "-", "-", "-", "0"],
+            "{text}"
+        );
+        assert_eq!(lines.len(), 4, "{text}");
+        assert!(text.ends_with('\n'));
+    }
 
     fn bare() -> BenchReport {
         BenchReport {

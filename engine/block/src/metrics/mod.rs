@@ -2,6 +2,12 @@
 //!
 //! Recording takes no lock and allocates nothing. Values are nanoseconds, with
 //! two significant digits between 1 ns and 60 s; longer ones count as 60 s.
+//!
+//! A process either calls [`take`], which starts afresh, or [`look`], which does
+//! not: with both, what [`Snapshot::since`] subtracts might not be there any more.
+//!
+//! A guest's requests themselves are no class. Nobody looks at the clock for them,
+//! unless a job asks what they feel.
 
 use std::cell::{Cell, RefCell};
 
@@ -69,6 +75,15 @@ pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LONGEST_NS, 2).expect("the bounds are constant and valid")
 }
 
+/// The sum of all durations, in nanoseconds, each as the middle of what the
+/// histogram cannot tell it from. It never falls when something is recorded.
+pub fn total_ns(histogram: &Histogram<u64>) -> u64 {
+    histogram.iter_recorded().fold(0, |total: u64, step| {
+        let duration_ns = histogram.median_equivalent(step.value_iterated_to());
+        total.saturating_add(duration_ns.saturating_mul(step.count_at_value()))
+    })
+}
+
 /// One shard's measurements.
 pub struct Metrics {
     histograms: RefCell<Vec<Histogram<u64>>>,
@@ -108,13 +123,43 @@ impl Snapshot {
     pub fn class(&self, class: Class) -> &Histogram<u64> {
         &self.histograms[class as usize]
     }
+
+    /// What came after an earlier look of the same process.
+    ///
+    /// # Panics
+    ///
+    /// If the other one is the later one.
+    #[must_use]
+    pub fn since(mut self, before: &Self) -> Self {
+        for (count, earlier) in self.histograms.iter_mut().zip(&before.histograms) {
+            count
+                .subtract(earlier)
+                .expect("what was recorded earlier is recorded still");
+        }
+        self.saved_bytes -= before.saved_bytes;
+        self
+    }
 }
 
 /// Gathers what was measured since the last call, and starts afresh.
 pub async fn take(shards: &Shards) -> Snapshot {
-    let parts = shards
-        .on_each(|shard| async move { take_local(&shard) })
-        .await;
+    add_up(
+        shards
+            .on_each(|shard| async move { take_local(&shard) })
+            .await,
+    )
+}
+
+/// Gathers what was measured since the shards were started. Measuring goes on.
+pub async fn look(shards: &Shards) -> Snapshot {
+    add_up(
+        shards
+            .on_each(|shard| async move { look_local(&shard) })
+            .await,
+    )
+}
+
+fn add_up(parts: Vec<Snapshot>) -> Snapshot {
     let mut total = Snapshot {
         histograms: Class::ALL.map(|_| histogram()).into(),
         saved_bytes: 0,
@@ -137,5 +182,68 @@ fn take_local(shard: &Shard) -> Snapshot {
     Snapshot {
         histograms: fresh.histograms.into_inner(),
         saved_bytes,
+    }
+}
+
+fn look_local(shard: &Shard) -> Snapshot {
+    let metrics = shard.local::<Metrics>();
+    let histograms = metrics.histograms.borrow().clone();
+    Snapshot {
+        histograms,
+        saved_bytes: metrics.saved_bytes.get(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(saves_ns: &[u64]) -> Snapshot {
+        let metrics = Metrics::default();
+        for &duration_ns in saves_ns {
+            metrics.record(Class::Save, duration_ns);
+            metrics.add_saved(512);
+        }
+        Snapshot {
+            histograms: metrics.histograms.into_inner(),
+            saved_bytes: metrics.saved_bytes.get(),
+        }
+    }
+
+    #[test]
+    fn what_came_before_is_not_counted_twice() {
+        let before = measured(&[3, 1_000_000]);
+        let rest = measured(&[3, 1_000_000, 50, 70]).since(&before);
+        let saves = rest.class(Class::Save);
+        assert_eq!((saves.len(), saves.min(), saves.max()), (2, 50, 70));
+        assert_eq!(rest.saved_bytes, 1024);
+        assert!(rest.class(Class::CopyRead).is_empty());
+        let nothing = measured(&[3, 1_000_000]).since(&before);
+        assert!(nothing.class(Class::Save).is_empty());
+    }
+
+    #[test]
+    fn the_shards_are_added_up() {
+        let total = add_up(vec![measured(&[10, 20]), measured(&[]), measured(&[30])]);
+        assert_eq!(total.class(Class::Save).len(), 3);
+        assert_eq!(total.saved_bytes, 3 * 512);
+        assert_eq!(total_ns(total.class(Class::Save)), 60);
+    }
+
+    #[test]
+    fn the_longest_counts_as_the_longest_that_is_told_apart() {
+        let total = measured(&[LONGEST_NS * 3]);
+        let sum = total_ns(total.class(Class::Save));
+        assert!(sum.abs_diff(LONGEST_NS) < LONGEST_NS / 100, "{sum}");
+    }
+
+    #[test]
+    fn names_are_told_apart() {
+        let mut names = Class::ALL.map(Class::name);
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
+        for (index, class) in Class::ALL.into_iter().enumerate() {
+            assert_eq!(class as usize, index);
+        }
     }
 }
