@@ -120,17 +120,26 @@ impl Place {
 
     /// A disk full of content of generation 0.
     pub(crate) fn disk(&self, format: Format, size: u64) -> Result<Image, String> {
-        let raw = self.file("disk.raw");
-        images::fill(&raw, size, 0)?;
+        let path = self.file(&format!("disk.{}", format.name()));
+        self.fill(&path, format, size)?;
+        self.image(path, format, size)
+    }
+
+    /// Makes of a disk what [`Self::disk`] had made of it.
+    pub(crate) fn refill(&self, disk: &Image) -> Result<(), String> {
+        self.fill(&disk.path, disk.format, disk.size)
+    }
+
+    fn fill(&self, path: &Path, format: Format, size: u64) -> Result<(), String> {
         if format == Format::Raw {
-            return self.image(raw, format, size);
+            return images::fill(path, size, 0);
         }
-        let path = self.file("disk.qcow2");
+        let raw = self.file("filled.raw");
+        images::fill(&raw, size, 0)?;
         let mut convert = Command::new("qemu-img");
         convert.args(["convert", "-f", "raw", "-O", "qcow2", "-S", "0"]);
-        command::run(convert.args([&raw, &path]))?;
-        std::fs::remove_file(&raw).map_err(|error| format!("{}: {error}", raw.display()))?;
-        self.image(path, format, size)
+        command::run(convert.arg(&raw).arg(path))?;
+        std::fs::remove_file(&raw).map_err(|error| format!("{}: {error}", raw.display()))
     }
 
     /// Where a disk of this size can be copied to. What is raw has been written all

@@ -23,14 +23,17 @@ use serde_json::{Value, json};
 
 use crate::command;
 use crate::daemon::QSD;
-use crate::guest::{CLUSTER, Load, Order, SMALL};
+use crate::guest::{Area, CLUSTER, Load, Order, SMALL};
 use crate::nbd_client::Pace;
 use crate::output::{page, table};
 use crate::place::{Format, Medium};
 
+use cell::Column;
 pub(crate) use cell::{Cell, Pair};
+use contest::{Contestant, compete};
 pub(crate) use curve::{P99, SPEED};
 pub(crate) use domination::points;
+use stage::Stage;
 
 /// What is compared.
 #[derive(Debug, Args)]
@@ -174,7 +177,13 @@ impl Kind {
             Self::Random => (Order::Random, SMALL, Pace::Depth(16)),
             Self::Sequential => (Order::Sequential, 64 << 10, Pace::Depth(4)),
         };
-        Some(Load { order, len, pace })
+        let area = Area::All;
+        Some(Load {
+            order,
+            area,
+            len,
+            pace,
+        })
     }
 
     fn describe(self) -> &'static str {
@@ -227,6 +236,58 @@ impl Bench<'_> {
             }
         })
         .collect()
+    }
+
+    /// Has everybody compete on a stage, whose disk has to be what guests have written
+    /// there afterwards.
+    fn compete(
+        &self,
+        stage: &Stage,
+        name: String,
+        title: &str,
+        columns: &'static [Column],
+        contestants: Vec<Contestant<'_>>,
+    ) -> Cell {
+        let title = format!("{title}; {}", stage.describe());
+        let good = || stage.make_good();
+        let mut cell = compete(name, title, columns, contestants, self.rounds(), good);
+        if cell.failure.is_none() {
+            cell.failure = stage.verify_disk().err();
+        }
+        cell.pair_variants("qsd");
+        cell
+    }
+
+    /// Makes a stage on each of these disks, and carries out those of the cases there
+    /// that are wanted by name.
+    fn on_stages<C: Copy>(
+        &mut self,
+        disks: Vec<(Medium, Format)>,
+        cases: &[C],
+        name: impl Fn(Medium, Format, C) -> String,
+        carry_out: impl Fn(&Self, &Stage, C, String) -> Cell,
+    ) -> Result<(), String> {
+        for (medium, format) in disks {
+            let named = cases.iter().map(|&case| (case, name(medium, format, case)));
+            let wanted: Vec<_> = named.filter(|(_, name)| self.wants(name)).collect();
+            if wanted.is_empty() {
+                continue;
+            }
+            let stage = Stage::new(self, medium, format)?;
+            for (case, name) in wanted {
+                let cell = carry_out(self, &stage, case, name);
+                let is_sound = cell.failure.is_none();
+                self.keep(cell);
+                if !is_sound && let Err(error) = stage.make_good() {
+                    println!(
+                        "{}: nothing more is compared there: {error}",
+                        stage.describe()
+                    );
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Keeps and prints what came of a comparison.
@@ -312,6 +373,9 @@ pub(crate) fn compare(options: &Options) -> Result<(), String> {
     }
     bench.report()?;
     for cell in &bench.cells {
+        if let Some(failure) = &cell.failure {
+            errors.push(format!("{}: {failure}", cell.name));
+        }
         for series in &cell.series {
             if let Some(failure) = &series.failure {
                 errors.push(format!(
@@ -395,7 +459,7 @@ mod tests {
         let copies = cells(&["--scenario=curve,idle-copy", both, "--workers=1,4"]);
         assert_eq!(copies.len(), 6, "{copies:?}");
         let filters = cells(&["--scenario=cbw,fleece,drain", "--format=qcow2"]);
-        assert_eq!(filters.len(), 5, "{filters:?}");
+        assert_eq!(filters.len(), 6, "{filters:?}");
         assert_eq!(
             cells(&["--scenario=slow-target,incremental", "--only=memory/r"]),
             ["slow-target/raw/memory/rated"]
@@ -404,6 +468,60 @@ mod tests {
             cells(&["--scenario=incremental", "--only=1T"]),
             ["incremental/qcow2/memory/1T"]
         );
+    }
+
+    const COLUMNS: &[Column] = &[cell::column("guest", "writes/s", cell::Better::More)];
+
+    #[test]
+    fn who_fails_midway_leaves_nothing_to_the_next_one() {
+        if !needs(&[Need::Program(QSD)]) {
+            return;
+        }
+        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        let directory = directory.unwrap();
+        let options = Options {
+            ringback: ringback().to_owned(),
+            memory: directory.path().to_owned(),
+            ..options(&["--size=4M", "--runs=2", "--aio=io_uring"])
+        };
+        let bench = Bench {
+            options: &options,
+            cells: Vec::new(),
+        };
+        let stage = Stage::new(&bench, Medium::Memory, Format::Raw).unwrap();
+        let contestants = stage.contestants(
+            &["writes"],
+            |_, variant| Some(variant.to_owned()),
+            |system, _| write_a_while(&stage, system),
+        );
+        let cell = bench.compete(&stage, "cell".into(), "guests", COLUMNS, contestants);
+        let [sound, failed] = &cell.series[..] else {
+            panic!("two of them");
+        };
+        assert_eq!(failed.failure.as_deref(), Some("no more of this"));
+        assert_eq!((sound.rounds.len(), &sound.failure), (2, &None));
+        // The disk is what the one that did not fail has written since.
+        assert_eq!(cell.failure, None);
+    }
+
+    /// A guest for a moment, on what must be the disk of the history. With QEMU it fails
+    /// while the guest runs.
+    fn write_a_while(stage: &Stage, system: &crate::daemon::System) -> Result<Vec<f64>, String> {
+        stage.verify_disk()?;
+        let mut daemon = stage.start(system)?;
+        daemon.export("disk", true)?;
+        let history = stage.history();
+        let load = Kind::Random.load().ok_or("a guest without a load")?;
+        let generation = history.fresh()?;
+        let socket = daemon.socket().to_owned();
+        let guest = crate::guest::Guest::start(&socket, "disk", load, &history, generation)?;
+        std::thread::sleep(Duration::from_millis(50));
+        if system.name() == "qsd" {
+            return Err("no more of this".into());
+        }
+        let phase = guest.stop_in_first_phase()?;
+        daemon.quit()?;
+        Ok(vec![phase.rate()])
     }
 
     #[test]
