@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::daemon::process::{Process, START_LIMIT};
 use crate::daemon::qmp::Qmp;
-use crate::place::{Format, Image};
+use crate::place::Image;
 
 /// The name of every backup job.
 pub(crate) const JOB: &str = "backup";
@@ -123,12 +123,8 @@ impl Daemon {
             protocol["aio"] = aio.into();
         }
         self.run("blockdev-add", &protocol)?;
-        let format = match image.format {
-            Format::Raw => "raw",
-            Format::Qcow2 => "qcow2",
-        };
         let format = json!({
-            "driver": format, "node-name": node, "file": file, "read-only": read_only,
+            "driver": image.format.name(), "node-name": node, "file": file, "read-only": read_only,
         });
         self.run("blockdev-add", &format).map(drop)
     }

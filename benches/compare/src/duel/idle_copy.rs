@@ -11,8 +11,8 @@ use crate::duel::Bench;
 use crate::duel::cell::{Better, Cell, Column, Entrant, Pair, column};
 use crate::duel::contest::Contestant;
 use crate::duel::stage::{Stage, mib, workers_name};
+use crate::images::Format;
 use crate::load::Meter;
-use crate::place::Format;
 
 const SPEED: usize = 0;
 const COLUMNS: &[Column] = &[

@@ -13,8 +13,9 @@ use crate::duel::contest::{Contestant, Run, compete};
 use crate::duel::stage::{entrant, mib};
 use crate::guest::CLUSTER;
 use crate::history::PointInTime;
+use crate::images::Format;
 use crate::nbd_client::{Client, Feed, Pace, Times, Work, drive};
-use crate::place::{Format, Image, Place};
+use crate::place::{Image, Place};
 use crate::verify;
 
 const COLUMNS: &[Column] = &[

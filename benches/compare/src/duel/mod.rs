@@ -17,16 +17,18 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use clap::builder::ArgPredicate;
 use clap::{Args, ValueEnum};
-use ringback_qmp_shim::size::parse_size;
 use serde_json::{Value, json};
 
 use crate::command;
 use crate::daemon::QSD;
+use crate::disks::{parse_disk_size, parse_seconds};
 use crate::guest::{Area, CLUSTER, Load, Order, SMALL};
+use crate::images::Format;
 use crate::nbd_client::Pace;
 use crate::output::{page, table};
-use crate::place::{Format, Medium};
+use crate::place::Medium;
 
 use cell::Column;
 pub(crate) use cell::{Cell, Pair};
@@ -41,6 +43,9 @@ pub(crate) struct Options {
     /// The program under test
     #[arg(long, value_name = "FILE", default_value = "target/release/ringback")]
     ringback: PathBuf,
+    /// A short look: a disk of 128M, 3 runs, 0.3 seconds, unless they are given
+    #[arg(long)]
+    quick: bool,
     /// Scenarios to run
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Scenario::ALL)]
     scenario: Vec<Scenario>,
@@ -67,13 +72,22 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
     memory: PathBuf,
     /// Size of a disk, a multiple of 1M
-    #[arg(long, value_parser = parse_disk_size, default_value = "512M")]
+    #[arg(
+        long, value_parser = parse_disk_size, default_value = "512M",
+        default_value_if("quick", ArgPredicate::IsPresent, "128M")
+    )]
     size: u64,
     /// Runs of each
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(
+        long, value_parser = clap::value_parser!(u16).range(1..), default_value = "5",
+        default_value_if("quick", ArgPredicate::IsPresent, "3")
+    )]
     runs: u16,
     /// Seconds that a guest runs before a backup, or that a run takes
-    #[arg(long, default_value = "1", value_parser = parse_seconds)]
+    #[arg(
+        long, value_parser = parse_seconds, default_value = "1",
+        default_value_if("quick", ArgPredicate::IsPresent, "0.3")
+    )]
     seconds: Duration,
     /// How qemu-storage-daemon does its I/O: auto tries each and takes the best
     #[arg(long, value_enum, default_value_t = Aio::Auto)]
@@ -88,23 +102,6 @@ pub(crate) struct Options {
     /// Tables and curves as one page for a browser
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-}
-
-fn parse_disk_size(text: &str) -> Result<u64, String> {
-    let size = parse_size(text).map_err(|error| error.to_string())?;
-    if size > 0 && size.is_multiple_of(1 << 20) {
-        Ok(size)
-    } else {
-        Err("it must be a multiple of 1M".into())
-    }
-}
-
-fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse::<f64>().map_err(|error| error.to_string())?;
-    match Duration::try_from_secs_f64(seconds) {
-        Ok(time) if !time.is_zero() => Ok(time),
-        _ => Err("it must be more than 0".into()),
-    }
 }
 
 fn parse_object(text: &str) -> Result<Value, String> {
@@ -318,6 +315,7 @@ impl Bench<'_> {
                 "machine": machine(),
                 "size": self.options.size,
                 "runs": self.options.runs,
+                "quick": self.options.quick,
                 "seconds": self.options.seconds.as_secs_f64(),
                 "cells": cells,
             });
@@ -522,6 +520,15 @@ mod tests {
         let phase = guest.stop_in_first_phase()?;
         daemon.quit()?;
         Ok(vec![phase.rate()])
+    }
+
+    #[test]
+    fn a_short_look_is_short_but_for_what_is_asked_for() {
+        let usual = options(&[]);
+        assert!(usual.runs >= 5 && usual.size == 512 << 20);
+        let quick = options(&["--quick", "--runs=7"]);
+        assert_eq!((quick.runs, quick.size), (7, 128 << 20));
+        assert_eq!(quick.seconds, Duration::from_millis(300));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! `slow-target`: a guest under a copy-before-write filter whose target is slow, or
 //! stops for a while, beside the same guest with the same target that does neither.
 
-use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -16,8 +15,9 @@ use crate::duel::cbw::Filter;
 use crate::duel::cell::{Better, Column, column};
 use crate::duel::stage::Stage;
 use crate::guest::{Area, CLUSTER, Guest, Load, Order, SMALL};
+use crate::images::Format;
+use crate::nbd::start_nbdkit;
 use crate::nbd_client::Pace;
-use crate::place::Format;
 
 const COLUMNS: &[Column] = &[
     column("guest", "writes/s", Better::More),
@@ -207,16 +207,8 @@ fn add_throttled_target(daemon: &mut Daemon, stage: &Stage, limit: u64) -> Resul
 /// The target behind a server.
 fn add_nbd_target(daemon: &mut Daemon, stage: &Stage) -> Result<Process, String> {
     let socket = stage.place.path().join("target.sock");
-    // Of the one before.
-    let _ = std::fs::remove_file(&socket);
-    let mut command = Command::new("nbdkit");
-    command.arg("-f").arg("-U").arg(&socket).arg("file");
-    command.arg(&stage.target.path);
     let log = stage.place.path().join("nbdkit.log");
-    let mut server = Process::start(&mut command, &log)?;
-    server
-        .wait_socket(&socket)
-        .map_err(|error| format!("nbdkit: {error}"))?;
+    let server = start_nbdkit(&stage.target.path, &socket, &log)?;
     let node = json!({
         "driver": "nbd", "node-name": "target",
         "server": { "type": "unix", "path": socket },

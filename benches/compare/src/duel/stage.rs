@@ -12,8 +12,9 @@ use crate::duel::cell::Entrant;
 use crate::duel::contest::Contestant;
 use crate::duel::{Aio, Bench};
 use crate::history::{History, PointInTime};
+use crate::images::Format;
 use crate::pattern::BLOCK;
-use crate::place::{Format, Image, Medium, Place};
+use crate::place::{Image, Medium, Place};
 use crate::verify;
 
 /// Workers with which QEMU's ways of doing I/O are compared.
