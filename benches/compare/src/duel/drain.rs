@@ -163,7 +163,8 @@ fn come_and_go(
     let history = stage.history();
     let (before, after) = (history.fresh()?, history.fresh()?);
     let guest = Guest::start(daemon.socket(), node, load, &history, before)?;
-    let stretch = seconds / 4;
+    // Long enough for a request on a busy machine.
+    let stretch = (seconds / 4).max(Duration::from_millis(50));
     for _ in 0..BEFORE {
         sleep(stretch);
         guest.next_phase();

@@ -17,7 +17,6 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use clap::builder::ArgPredicate;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
@@ -74,19 +73,19 @@ pub(crate) struct Options {
     /// Size of a disk, a multiple of 1M
     #[arg(
         long, value_parser = parse_disk_size, default_value = "512M",
-        default_value_if("quick", ArgPredicate::IsPresent, "128M")
+        default_value_if("quick", "true", "128M")
     )]
     size: u64,
     /// Runs of each
     #[arg(
         long, value_parser = clap::value_parser!(u16).range(1..), default_value = "5",
-        default_value_if("quick", ArgPredicate::IsPresent, "3")
+        default_value_if("quick", "true", "3")
     )]
     runs: u16,
     /// Seconds that a guest runs before a backup, or that a run takes
     #[arg(
         long, value_parser = parse_seconds, default_value = "1",
-        default_value_if("quick", ArgPredicate::IsPresent, "0.3")
+        default_value_if("quick", "true", "0.3")
     )]
     seconds: Duration,
     /// How qemu-storage-daemon does its I/O: auto tries each and takes the best
