@@ -1,5 +1,5 @@
 //! What must not stay behind when somebody ends a comparison: programs that were
-//! started, directories of large files, loop devices.
+//! started, directories of large files, block devices.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +14,41 @@ use tempfile::TempDir;
 enum LeftOver {
     Process(i32),
     Directory(PathBuf),
-    LoopDevice(PathBuf),
+    Device(Device),
+}
+
+/// A block device that was made here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    /// Over a file, at this path.
+    Loop(PathBuf),
+    /// In compressed memory, with this number.
+    Zram(u32),
+}
+
+/// Where zram devices are made and removed.
+pub(crate) const ZRAM_CONTROL: &str = "/sys/class/zram-control";
+
+impl Device {
+    pub(crate) fn path(&self) -> PathBuf {
+        match self {
+            Self::Loop(path) => path.clone(),
+            Self::Zram(number) => format!("/dev/zram{number}").into(),
+        }
+    }
+
+    /// It may be in use, or gone: nobody can do more about that.
+    pub(crate) fn remove(&self) {
+        match self {
+            Self::Loop(path) => {
+                let _ = Command::new("losetup").arg("--detach").arg(path).status();
+            }
+            Self::Zram(number) => {
+                let control = Path::new(ZRAM_CONTROL).join("hot_remove");
+                let _ = std::fs::write(control, number.to_string());
+            }
+        }
+    }
 }
 
 static LEFT_OVERS: Mutex<Vec<(u64, LeftOver)>> = Mutex::new(Vec::new());
@@ -40,8 +74,8 @@ impl Registered {
         Self::new(LeftOver::Process(i32::try_from(id).unwrap_or(i32::MAX)))
     }
 
-    pub(crate) fn loop_device(path: PathBuf) -> Self {
-        Self::new(LeftOver::LoopDevice(path))
+    pub(crate) fn device(device: Device) -> Self {
+        Self::new(LeftOver::Device(device))
     }
 }
 
@@ -111,8 +145,8 @@ fn clear_up(all: &[(u64, LeftOver)]) {
         }
     }
     for (_, what) in all {
-        if let LeftOver::LoopDevice(path) = what {
-            let _ = Command::new("losetup").arg("--detach").arg(path).status();
+        if let LeftOver::Device(device) = what {
+            device.remove();
         }
     }
     for (_, what) in all {

@@ -11,8 +11,8 @@ use ringback_ring::Shards;
 use ringback_ring::shards::Config;
 use serde_json::{Value, json};
 
-use crate::engine::{Engine, Format};
-use crate::images::{self, Images};
+use crate::engine::Engine;
+use crate::images::{self, Format, Images};
 use crate::load::{Direction, Limit, Load};
 use crate::pattern::{BLOCK, Content, Order};
 use crate::peers::{Imago, Qcow2Rs, QemuImg};
@@ -79,7 +79,7 @@ fn parse_unit(text: &str, unit: u64) -> Result<u64, String> {
     }
 }
 
-fn parse_disk_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_disk_size(text: &str) -> Result<u64, String> {
     parse_unit(text, 1 << 20)
 }
 
@@ -87,7 +87,7 @@ fn parse_step(text: &str) -> Result<u64, String> {
     parse_unit(text, BLOCK as u64)
 }
 
-fn parse_seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<f64>().map_err(|error| error.to_string())?;
     match Duration::try_from_secs_f64(seconds) {
         Ok(time) if !time.is_zero() => Ok(time),
@@ -126,7 +126,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn qemu(&self, format: &'static str) -> QemuImg {
+    fn qemu(&self, format: Format) -> QemuImg {
         QemuImg {
             format,
             aio: self.options.aio.clone(),
@@ -243,9 +243,9 @@ pub(crate) fn read(options: &Options) -> Result<(), String> {
         };
         let entrants = [
             entrant(QCOW2, bench.engine(Format::Qcow2), &image, &strides),
-            entrant(QEMU, bench.qemu("qcow2"), &image, &strides),
+            entrant(QEMU, bench.qemu(Format::Qcow2), &image, &strides),
             entrant(RAW, bench.engine(Format::Raw), &raw, &strides),
-            entrant(QEMU_RAW, bench.qemu("raw"), &raw, &strides),
+            entrant(QEMU_RAW, bench.qemu(Format::Raw), &raw, &strides),
         ];
         let pairs = vec![
             pair(QCOW2, QEMU, None),
@@ -338,7 +338,7 @@ fn write_all(bench: &Bench<'_>, len: u64) -> Result<Comparison, String> {
         ..bench.load(&content, Direction::Write(1))
     };
     let file = bench.images.path("fresh");
-    let fresh = |format: &'static str| -> Option<Aside<'_>> {
+    let fresh = |format: Format| -> Option<Aside<'_>> {
         Some(Box::new(move || {
             bench.images.create(format, "fresh", options.size)
         }))
@@ -349,20 +349,14 @@ fn write_all(bench: &Bench<'_>, len: u64) -> Result<Comparison, String> {
             verify(bench, format, &file, &load, sample(options.size))
         }))
     };
-    let entrant = |name, program: Box<dyn crate::load::Program>, format: Format| {
-        let name_of_format = match format {
-            Format::Raw => "raw",
-            Format::Qcow2 => "qcow2",
-        };
-        Entrant {
-            name,
-            program,
-            file: file.clone(),
-            load: load.clone(),
-            required: name == RAW || name == QCOW2,
-            before: fresh(name_of_format),
-            after: checked(format),
-        }
+    let entrant = |name, program: Box<dyn crate::load::Program>, format: Format| Entrant {
+        name,
+        program,
+        file: file.clone(),
+        load: load.clone(),
+        required: name == RAW || name == QCOW2,
+        before: fresh(format),
+        after: checked(format),
     };
     let mut entrants = vec![
         entrant(RAW, Box::new(bench.engine(Format::Raw)), Format::Raw),
@@ -374,7 +368,7 @@ fn write_all(bench: &Bench<'_>, len: u64) -> Result<Comparison, String> {
         entrants.push(Entrant {
             // It writes what it likes.
             after: Some(Box::new(|| images::check(&file))),
-            ..entrant(QEMU, Box::new(bench.qemu("qcow2")), Format::Qcow2)
+            ..entrant(QEMU, Box::new(bench.qemu(Format::Qcow2)), Format::Qcow2)
         });
     }
     let pairs = vec![

@@ -12,14 +12,8 @@ use ringback_block::port::Attachment;
 use ringback_ring::file::Cache;
 use ringback_ring::{Shard, Shards, error_text};
 
+use crate::images::Format;
 use crate::load::{Direction, Load, Meter, Outcome, Program};
-
-/// How the file is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Format {
-    Raw,
-    Qcow2,
-}
 
 /// One format on a set of shards.
 pub(crate) struct Engine {

@@ -1,16 +1,15 @@
 //! A guest: a load over NBD whose latencies are kept apart by phases.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use nix::sys::prctl;
 
 use crate::history::History;
-use crate::nbd_client::{Client, Feed, Pace, Times, Work, drive};
+use crate::nbd_client::{Client, Driven, Feed, Pace, Times, Work};
 use crate::pattern::{BLOCK, mix};
 
 /// What a copy-before-write filter saves at once.
@@ -29,10 +28,31 @@ pub(crate) enum Order {
     FirstWrites,
 }
 
+/// A part of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Area {
+    All,
+    FirstHalf,
+    SecondHalf,
+}
+
+impl Area {
+    /// Of a disk of this size, in whole clusters.
+    pub(crate) fn of(self, size: u64) -> Range<u64> {
+        let middle = size / 2 / CLUSTER * CLUSTER;
+        match self {
+            Self::All => 0..size,
+            Self::FirstHalf => 0..middle,
+            Self::SecondHalf => middle..size,
+        }
+    }
+}
+
 /// What a guest does.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
     pub(crate) order: Order,
+    pub(crate) area: Area,
     /// Bytes of a request.
     pub(crate) len: usize,
     pub(crate) pace: Pace,
@@ -44,6 +64,9 @@ pub(crate) struct Load {
 pub(crate) struct Phase {
     /// From when a request was due to its answer, in nanoseconds.
     pub(crate) latency: Histogram<u64>,
+    /// The longest of all that were due or in flight in it, even if they were answered
+    /// later.
+    longest_touching_ns: u64,
     pub(crate) bytes: u64,
     pub(crate) seconds: f64,
 }
@@ -53,6 +76,7 @@ impl Phase {
         Self {
             latency: Histogram::new_with_bounds(1, LONGEST_NS, 3)
                 .expect("the bounds are constant and valid"),
+            longest_touching_ns: 0,
             bytes: 0,
             seconds: 0.0,
         }
@@ -75,9 +99,23 @@ impl Phase {
         millis(self.latency.value_at_quantile(quantile))
     }
 
+    /// Latencies in milliseconds; none without requests.
+    pub(crate) fn percentiles<const N: usize>(&self, quantiles: [f64; N]) -> [f64; N] {
+        quantiles.map(|quantile| self.percentile(quantile))
+    }
+
     /// The longest latency in milliseconds; none without requests.
     pub(crate) fn longest(&self) -> f64 {
         self.percentile(1.0)
+    }
+
+    /// The same, of requests too that were in flight at its end: who is held by
+    /// something that comes in a phase may be answered after it.
+    pub(crate) fn longest_touching(&self) -> f64 {
+        match self.longest_touching_ns {
+            0 => f64::NAN,
+            ns => millis(ns),
+        }
     }
 }
 
@@ -102,11 +140,11 @@ impl Shared {
     }
 }
 
-/// A guest that runs. It has to be stopped.
+/// A guest that runs. Cut off when dropped.
 #[derive(Debug)]
 pub(crate) struct Guest {
     shared: Arc<Shared>,
-    thread: JoinHandle<Result<Vec<Phase>, String>>,
+    writes: Driven<Vec<Phase>>,
 }
 
 impl Guest {
@@ -118,22 +156,16 @@ impl Guest {
         history: &Arc<History>,
         generation: u16,
     ) -> Result<Self, String> {
-        let mut client = Client::connect(socket, export)?;
+        let client = Client::connect(socket, export)?;
         let shared = Arc::new(Shared {
             stop: OnceLock::new(),
             generation: AtomicU16::new(generation),
             phase: AtomicUsize::new(0),
             begins: Mutex::new(vec![Instant::now()]),
         });
-        let mut writes = Writes::new(load, client.size, generation, &shared, history);
-        let thread = std::thread::spawn(move || {
-            // A request is due at a time, not fifty microseconds later.
-            prctl::set_timerslack(1).map_err(|errno| format!("timer slack: {errno}"))?;
-            let end = drive(&mut client, load.pace, &mut writes);
-            end.map_err(|error| format!("the guest: {error}"))?;
-            Ok(writes.finish())
-        });
-        Ok(Self { shared, thread })
+        let writes = Writes::new(load, client.size, generation, &shared, history);
+        let writes = Driven::start("the guest", client, load.pace, writes, Writes::finish)?;
+        Ok(Self { shared, writes })
     }
 
     /// What is answered from here on belongs to the next phase.
@@ -151,20 +183,31 @@ impl Guest {
     /// Has everything answered that is due or in flight, and answers all phases.
     pub(crate) fn stop(self) -> Result<Vec<Phase>, String> {
         self.shared.stop.get_or_init(Instant::now);
-        self.finish()
+        self.writes.join()
     }
 
-    /// Waits until it ends by itself.
-    pub(crate) fn finish(self) -> Result<Vec<Phase>, String> {
-        let end = self.thread.join();
-        end.map_err(|_| "the guest panicked".to_owned())?
+    /// The same of a guest that had one phase only.
+    pub(crate) fn stop_in_first_phase(self) -> Result<Phase, String> {
+        only(self.stop()?)
     }
+
+    /// Waits until it ends by itself, in its first phase.
+    pub(crate) fn finish(self) -> Result<Phase, String> {
+        only(self.writes.join()?)
+    }
+}
+
+fn only(phases: Vec<Phase>) -> Result<Phase, String> {
+    let one = <[Phase; 1]>::try_from(phases);
+    let [phase] = one.map_err(|_| "a guest of one phase has another one")?;
+    Ok(phase)
 }
 
 /// The feed of a guest.
 struct Writes {
     load: Load,
-    size: u64,
+    /// Where it writes.
+    area: Range<u64>,
     /// Of the random numbers.
     seed: u64,
     next: u64,
@@ -172,6 +215,8 @@ struct Writes {
     shared: Arc<Shared>,
     history: Arc<History>,
     phases: Vec<Phase>,
+    /// When each of those began.
+    begins: Vec<Instant>,
 }
 
 impl Writes {
@@ -183,29 +228,32 @@ impl Writes {
         history: &Arc<History>,
     ) -> Self {
         let seed = u64::from(generation) << 32;
+        let area = load.area.of(size);
         let mut clusters = Vec::new();
         if load.order == Order::FirstWrites {
-            clusters.extend(0..size / CLUSTER);
+            clusters.extend(area.start / CLUSTER..area.end / CLUSTER);
             clusters.sort_by_key(|cluster| mix(seed + cluster));
         }
         Self {
             load,
-            size,
+            area,
             seed,
             next: 0,
             clusters,
             shared: Arc::clone(shared),
             history: Arc::clone(history),
-            phases: vec![Phase::new()],
+            phases: Vec::new(),
+            begins: Vec::new(),
         }
     }
 
     fn offset(&self, index: u64) -> Option<u64> {
         let len = self.load.len as u64;
-        let places = self.size / len;
+        let Range { start, end } = self.area;
+        let places = (end - start) / len;
         Some(match self.load.order {
-            Order::Random => mix(self.seed.wrapping_add(index)) % places * len,
-            Order::Sequential => index % places * len,
+            Order::Random => start + mix(self.seed.wrapping_add(index)) % places * len,
+            Order::Sequential => start + index % places * len,
             Order::FirstWrites => {
                 let cluster = self.clusters.get(usize::try_from(index).ok()?)?;
                 cluster * CLUSTER + cluster % (CLUSTER / len) * len
@@ -243,13 +291,21 @@ impl Feed for Writes {
         if let Some(generation) = work.generation {
             self.history.settle(work.offset, work.len, generation);
         }
-        let phase = self.shared.phase.load(Ordering::SeqCst);
-        if phase >= self.phases.len() {
-            self.phases.resize_with(phase + 1, Phase::new);
+        let current = self.shared.phase.load(Ordering::SeqCst);
+        if current >= self.phases.len() {
+            self.phases.resize_with(current + 1, Phase::new);
+            self.begins.clone_from(&self.shared.begins());
         }
-        let phase = &mut self.phases[phase];
         let latency = times.answered.duration_since(times.due);
         let latency = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        for index in (0..=current).rev() {
+            let phase = &mut self.phases[index];
+            phase.longest_touching_ns = phase.longest_touching_ns.max(latency);
+            if self.begins[index] <= times.due {
+                break;
+            }
+        }
+        let phase = &mut self.phases[current];
         phase.latency.saturating_record(latency);
         phase.bytes += work.len as u64;
         Ok(())
@@ -260,12 +316,21 @@ impl Feed for Writes {
 pub(crate) const SMALL: usize = BLOCK;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// With one request that took so long.
+    pub(crate) fn phase(ms: u64) -> Phase {
+        let mut phase = Phase::new();
+        phase.longest_touching_ns = ms * 1_000_000;
+        phase.latency.saturating_record(ms * 1_000_000);
+        phase
+    }
 
     fn writes(order: Order, len: usize) -> Writes {
         let load = Load {
             order,
+            area: Area::All,
             len,
             pace: Pace::Depth(1),
         };
@@ -311,6 +376,35 @@ mod tests {
             let offset = writes.next(Instant::now()).unwrap().offset;
             assert!(offset.is_multiple_of(4096) && offset < 16 * CLUSTER);
         }
+    }
+
+    #[test]
+    fn who_is_held_in_a_phase_counts_there_though_it_is_answered_later() {
+        let mut writes = writes(Order::Sequential, SMALL);
+        let work = writes.next(Instant::now()).unwrap();
+        let begin = writes.shared.begins()[0];
+        let at = |ms: u64| begin + Duration::from_millis(ms);
+        writes.shared.begins().extend([at(100), at(200)]);
+        let mut answer = |phase: usize, due: u64, answered: u64| {
+            writes.shared.phase.store(phase, Ordering::SeqCst);
+            let (due, answered) = (at(due), at(answered));
+            writes.done(&work, &[], Times { due, answered }).unwrap();
+        };
+        answer(0, 10, 20);
+        answer(2, 150, 220);
+        let phases = writes.finish();
+        let longest = phases.iter().map(|phase| phase.longest_touching().round());
+        assert_eq!(longest.collect::<Vec<_>>(), [10.0, 70.0, 70.0]);
+        assert!(phases[1].longest().is_nan());
+    }
+
+    #[test]
+    fn halves_of_a_disk_share_no_cluster() {
+        let size = 15 * CLUSTER;
+        let (first, second) = (Area::FirstHalf.of(size), Area::SecondHalf.of(size));
+        assert_eq!((first.start, second.end), (0, size));
+        assert_eq!(first.end, second.start);
+        assert!(first.end.is_multiple_of(CLUSTER));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use crate::pattern::{self, BLOCK};
+use crate::pattern::{self, BLOCK, in_memory};
 
 /// The generation of each block's content: that of the last write which was
 /// answered.
@@ -14,7 +14,7 @@ pub(crate) struct History {
 }
 
 fn block(offset: u64) -> usize {
-    usize::try_from(offset).expect("64-bit machines only") / BLOCK
+    in_memory(offset) / BLOCK
 }
 
 impl History {

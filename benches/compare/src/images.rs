@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use clap::ValueEnum;
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 
 use crate::cleanup::Scratch;
@@ -14,6 +15,22 @@ use crate::pattern;
 
 /// Bytes that are written at a time.
 const PIECE: u64 = 1 << 20;
+
+/// How a disk is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Raw,
+    Qcow2,
+}
+
+impl Format {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
 
 /// A directory of images, gone when dropped.
 pub(crate) struct Images {
@@ -26,13 +43,7 @@ pub(crate) struct Images {
 impl Images {
     pub(crate) fn new(directory: &Path, cluster_size: u64) -> Result<Self, String> {
         let directory = Scratch::new(directory)?;
-        let direct = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .custom_flags(OFlag::O_DIRECT.bits())
-            .open(directory.path().join("probe"))
-            .is_ok();
+        let direct = takes_direct(directory.path());
         Ok(Self {
             directory,
             cluster_size,
@@ -42,10 +53,6 @@ impl Images {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
-    }
-
-    fn cache(&self) -> &'static str {
-        if self.direct { "none" } else { "writeback" }
     }
 
     /// A raw file full of content of generation 0.
@@ -59,31 +66,60 @@ impl Images {
         Ok(path)
     }
 
-    /// A qcow2 image with every cluster of a raw file in it, in order, made by
-    /// qemu-img.
+    /// A qcow2 image of a raw file.
     pub(crate) fn convert(&self, raw: &Path, name: &str) -> Result<PathBuf, String> {
         let path = self.path(name);
-        let cache = self.cache();
-        let mut command = Command::new("qemu-img");
-        command.args(["convert", "-f", "raw", "-O", "qcow2", "-S", "0"]);
-        command.args(["-T", cache, "-t", cache]);
-        command.args(["-o", &format!("cluster_size={}", self.cluster_size)]);
-        command::run(command.args([raw, &path]))?;
+        convert(raw, &path, self.cluster_size, self.direct)?;
         Ok(path)
     }
 
     /// An empty disk; what was there is gone.
-    pub(crate) fn create(&self, format: &str, name: &str, size: u64) -> Result<(), String> {
-        let path = self.path(name);
-        // A new file, not the old one with new content: its blocks are not there.
-        let _ = fs::remove_file(&path);
-        let mut command = Command::new("qemu-img");
-        command.args(["create", "-q", "-f", format]);
-        if format == "qcow2" {
-            command.args(["-o", &format!("cluster_size={}", self.cluster_size)]);
-        }
-        command::run(command.arg(&path).arg(size.to_string())).map(drop)
+    pub(crate) fn create(&self, format: Format, name: &str, size: u64) -> Result<(), String> {
+        create(&self.path(name), format, size, self.cluster_size)
     }
+}
+
+/// Whether files of a directory can be written past the page cache.
+pub(crate) fn takes_direct(directory: &Path) -> bool {
+    let probe = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .custom_flags(OFlag::O_DIRECT.bits())
+        .open(directory.join("probe"));
+    probe.is_ok()
+}
+
+/// A qcow2 image with every cluster of a raw file in it, in order, made by qemu-img.
+pub(crate) fn convert(
+    raw: &Path,
+    path: &Path,
+    cluster_size: u64,
+    direct: bool,
+) -> Result<(), String> {
+    let cache = if direct { "none" } else { "writeback" };
+    let mut command = Command::new("qemu-img");
+    command.args(["convert", "-f", "raw", "-O", "qcow2", "-S", "0"]);
+    command.args(["-T", cache, "-t", cache]);
+    command.args(["-o", &format!("cluster_size={cluster_size}")]);
+    command::run(command.args([raw, path])).map(drop)
+}
+
+/// An empty image; what was there is gone.
+pub(crate) fn create(
+    path: &Path,
+    format: Format,
+    size: u64,
+    cluster_size: u64,
+) -> Result<(), String> {
+    // A new file, not the old one with new content: its blocks are not there.
+    let _ = fs::remove_file(path);
+    let mut command = Command::new("qemu-img");
+    command.args(["create", "-q", "-f", format.name()]);
+    if format == Format::Qcow2 {
+        command.args(["-o", &format!("cluster_size={cluster_size}")]);
+    }
+    command::run(command.arg(path).arg(size.to_string())).map(drop)
 }
 
 /// Writes content of a generation over a whole file, which is made if need be, or

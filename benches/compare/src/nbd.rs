@@ -7,10 +7,12 @@ use clap::Args;
 use ringback_qmp_shim::size::parse_size;
 use serde_json::Value;
 
-use crate::cleanup::Scratch;
 use crate::command::run;
 use crate::daemon::process::Process;
+use crate::daemon::{Daemon, QSD, System};
 use crate::figures::Spread;
+use crate::images::Format;
+use crate::place::{Image, Medium, Place};
 
 /// What is compared.
 #[derive(Debug, Args)]
@@ -33,14 +35,26 @@ pub(crate) struct Options {
 }
 
 /// A server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Server {
-    Ringback,
-    Qemu,
+    Daemon(System),
     Nbdkit,
 }
 
-const SERVERS: [Server; 3] = [Server::Ringback, Server::Qemu, Server::Nbdkit];
+/// One that runs. Ended when dropped.
+enum Running {
+    Daemon(Daemon),
+    Nbdkit(Process),
+}
+
+impl Running {
+    fn process(&self) -> &Process {
+        match self {
+            Self::Daemon(daemon) => &daemon.process,
+            Self::Nbdkit(process) => process,
+        }
+    }
+}
 
 /// What a client does.
 struct Work {
@@ -83,82 +97,76 @@ struct Outcome {
 }
 
 impl Server {
-    fn name(self) -> &'static str {
+    /// ringback first: the others are what it is divided by.
+    fn all(options: &Options) -> [Self; 3] {
+        [
+            Self::Daemon(System::Ringback(options.ringback.clone())),
+            // Its default.
+            Self::Daemon(System::Qemu("threads")),
+            Self::Nbdkit,
+        ]
+    }
+
+    fn name(&self) -> &'static str {
         match self {
-            Self::Ringback => "ringback daemon",
-            Self::Qemu => "qemu-storage-daemon",
+            Self::Daemon(System::Ringback(_)) => "ringback daemon",
+            Self::Daemon(System::Qemu(_)) => QSD,
             Self::Nbdkit => "nbdkit file",
         }
     }
 
-    fn command(self, options: &Options, directory: &Path) -> Command {
-        if self == Self::Nbdkit {
-            let mut command = Command::new("nbdkit");
-            command.args(["-f", "-U", "nbd.sock", "file", "disk.raw"]);
-            command.current_dir(directory);
-            return command;
+    /// Starts it with a disk; answers also where the disk is offered.
+    fn start(&self, place: &Place, disk: &Image) -> Result<(Running, String), String> {
+        match self {
+            Self::Daemon(system) => {
+                let mut daemon = Daemon::start(system, place.path())?;
+                daemon.add_image("disk", disk, false)?;
+                daemon.export("disk", true)?;
+                let uri = uri("disk", daemon.socket());
+                Ok((Running::Daemon(daemon), uri))
+            }
+            Self::Nbdkit => {
+                let socket = place.path().join("nbdkit.sock");
+                let log = place.path().join("nbdkit.log");
+                let process = start_nbdkit(&disk.path, &socket, &log)?;
+                Ok((Running::Nbdkit(process), uri("", &socket)))
+            }
         }
-        let mut command = match self {
-            Self::Ringback => {
-                let mut command = Command::new(&options.ringback);
-                command.arg("daemon");
-                command
-            }
-            _ => Command::new("qemu-storage-daemon"),
-        };
-        let file = directory.join("disk.raw");
-        let socket = directory.join("nbd.sock");
-        // O_DIRECT where there is any: what nbdkit keeps in the page cache is its own
-        // affair.
-        let file = format!(
-            "file,node-name=file,filename={},cache.direct={}",
-            file.display(),
-            if directory.starts_with("/dev/shm") {
-                "off"
-            } else {
-                "on"
-            }
-        );
-        command.args(["--blockdev", &file]);
-        command.args(["--blockdev", "raw,node-name=disk,file=file"]);
-        let server = format!("addr.type=unix,addr.path={}", socket.display());
-        command.args(["--nbd-server", &server]);
-        command.args(["--export", "nbd,id=e,node-name=disk,name=,writable=on"]);
-        command
     }
 }
 
-/// Starts a server and waits until it listens.
-fn start(server: Server, options: &Options, directory: &Path) -> Result<Process, String> {
-    let socket = directory.join("nbd.sock");
+fn uri(export: &str, socket: &Path) -> String {
+    format!("nbd+unix:///{export}?socket={}", socket.display())
+}
+
+/// A server of a raw file, which listens.
+pub(crate) fn start_nbdkit(file: &Path, socket: &Path, log: &Path) -> Result<Process, String> {
     // Of the one before.
-    let _ = std::fs::remove_file(&socket);
-    let mut command = server.command(options, directory);
-    let mut process = Process::start(&mut command, &directory.join("log"))?;
+    let _ = std::fs::remove_file(socket);
+    let mut command = Command::new("nbdkit");
+    command.arg("-f").arg("-U").arg(socket).arg("file");
+    let mut process = Process::start(command.arg(file), log)?;
     process
-        .wait_socket(&socket)
-        .map_err(|error| format!("{}: {error}", server.name()))?;
+        .wait_socket(socket)
+        .map_err(|error| format!("nbdkit: {error}"))?;
     Ok(process)
 }
 
 fn measure(
-    server: Server,
+    server: &Server,
     work: &Work,
     options: &Options,
-    directory: &Path,
+    place: &Place,
+    disk: &Image,
 ) -> Result<Outcome, String> {
-    let running = start(server, options, directory)?;
-    let before = running.cpu()?;
-    let uri = format!(
-        "--uri=nbd+unix:///?socket={}",
-        directory.join("nbd.sock").display()
-    );
+    let (running, uri) = server.start(place, disk)?;
+    let before = running.process().cpu()?;
     let mut command = Command::new("fio");
     command
         .args([
             "--name=client",
             "--ioengine=nbd",
-            &uri,
+            &format!("--uri={uri}"),
             "--output-format=json",
         ])
         .args(["--time_based", "--thread", "--group_reporting"])
@@ -171,7 +179,7 @@ fn measure(
             format!("--runtime={}", options.seconds),
         ]);
     let said = run(&mut command)?;
-    let used = (running.cpu()? - before).as_secs_f64();
+    let used = (running.process().cpu()? - before).as_secs_f64();
     // Lines for people may come first.
     let json = &said[said.find('{').unwrap_or(0)..];
     let report: Value = serde_json::from_str(json).map_err(|error| format!("fio: {error}"))?;
@@ -198,40 +206,42 @@ fn measure(
 ///
 /// If ringback or the client fails. Another server that is not there is left out.
 pub(crate) fn compare(options: &Options) -> Result<(), String> {
-    let scratch = Scratch::new(&options.directory)?;
-    fill(options, &scratch.path().join("disk.raw"))?;
+    // O_DIRECT where there is any: what nbdkit keeps in the page cache is its own affair.
+    let medium = if options.directory.starts_with("/dev/shm") {
+        Medium::Memory
+    } else {
+        Medium::File
+    };
+    let place = Place::new(medium, &options.directory, &options.directory)?;
+    let disk = place.disk(Format::Raw, options.size)?;
+    let servers = Server::all(options);
     for work in &WORKS {
         let mut outcomes: [Vec<Outcome>; 3] = Default::default();
         let mut failures: [Option<String>; 3] = Default::default();
         for round in 0..options.runs {
-            for place in 0..SERVERS.len() {
-                let index = (place + round) % SERVERS.len();
+            for turn in 0..servers.len() {
+                let index = (turn + round) % servers.len();
                 if failures[index].is_some() {
                     continue;
                 }
-                match measure(SERVERS[index], work, options, scratch.path()) {
+                match measure(&servers[index], work, options, &place, &disk) {
                     Ok(outcome) => outcomes[index].push(outcome),
-                    Err(error) if SERVERS[index] == Server::Ringback => return Err(error),
+                    Err(error) if index == 0 => return Err(error),
                     Err(error) => failures[index] = Some(error),
                 }
             }
         }
-        print(work, &outcomes, &failures);
+        print(work, &servers, &outcomes, &failures);
     }
     Ok(())
 }
 
-/// Data that is no zeroes.
-fn fill(options: &Options, file: &Path) -> Result<(), String> {
-    run(Command::new("fio")
-        .args(["--name=fill", "--rw=write", "--bs=1M", "--ioengine=psync"])
-        .args(["--refill_buffers=1", "--end_fsync=1"])
-        .arg(format!("--size={}", options.size))
-        .arg(format!("--filename={}", file.display())))
-    .map(drop)
-}
-
-fn print(work: &Work, outcomes: &[Vec<Outcome>; 3], failures: &[Option<String>; 3]) {
+fn print(
+    work: &Work,
+    servers: &[Server; 3],
+    outcomes: &[Vec<Outcome>; 3],
+    failures: &[Option<String>; 3],
+) {
     let Work {
         title,
         connections,
@@ -254,7 +264,7 @@ fn print(work: &Work, outcomes: &[Vec<Outcome>; 3], failures: &[Option<String>; 
     let figures = |outcomes: &[Outcome], figure: fn(&Outcome) -> f64| {
         Spread::new(outcomes.iter().map(figure))
     };
-    for (index, server) in SERVERS.iter().enumerate() {
+    for (index, server) in servers.iter().enumerate() {
         match &failures[index] {
             Some(failure) => println!("  {:<36} failed: {failure}", server.name()),
             None => {
@@ -265,7 +275,7 @@ fn print(work: &Work, outcomes: &[Vec<Outcome>; 3], failures: &[Option<String>; 
             }
         }
     }
-    for (index, server) in SERVERS.iter().enumerate().skip(1) {
+    for (index, server) in servers.iter().enumerate().skip(1) {
         if failures[index].is_some() {
             continue;
         }

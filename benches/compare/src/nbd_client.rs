@@ -7,11 +7,13 @@
 //! be told apart afterwards.
 
 use std::io::{BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::thread::sleep;
+use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
+use nix::sys::prctl;
 use ringback_block::protocol::nbd::wire::{
     GREETING_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, Request, SIMPLE_REPLY_BYTES,
     SIMPLE_REPLY_MAGIC, command, info, option, option_reply,
@@ -278,6 +280,59 @@ pub(crate) fn drive(client: &mut Client, pace: Pace, feed: &mut impl Feed) -> Re
                 break;
             }
         }
+    }
+}
+
+/// A feed that is carried out on a thread of its own. Cut off when dropped: whoever
+/// fails leaves nobody behind who still writes.
+#[derive(Debug)]
+pub(crate) struct Driven<T> {
+    who: &'static str,
+    connection: UnixStream,
+    /// Until it is joined.
+    thread: Option<JoinHandle<Result<T, String>>>,
+}
+
+impl<T: Send + 'static> Driven<T> {
+    /// `finish` makes of the feed what [`Self::join`] answers, as soon as there is no
+    /// more.
+    pub(crate) fn start<F: Feed + Send + 'static>(
+        who: &'static str,
+        mut client: Client,
+        pace: Pace,
+        mut feed: F,
+        finish: impl FnOnce(F) -> T + Send + 'static,
+    ) -> Result<Self, String> {
+        let connection = client.reader.get_ref().try_clone().map_err(failed)?;
+        let thread = std::thread::spawn(move || {
+            // A request is due at a time, not fifty microseconds later.
+            prctl::set_timerslack(1).map_err(|errno| format!("timer slack: {errno}"))?;
+            drive(&mut client, pace, &mut feed).map_err(|error| format!("{who}: {error}"))?;
+            Ok(finish(feed))
+        });
+        Ok(Self {
+            who,
+            connection,
+            thread: Some(thread),
+        })
+    }
+
+    /// Waits until the feed has no more.
+    pub(crate) fn join(mut self) -> Result<T, String> {
+        let panicked = || format!("{} panicked", self.who);
+        let thread = self.thread.take().ok_or_else(panicked)?;
+        thread.join().map_err(|_| panicked())?
+    }
+}
+
+impl<T> Drop for Driven<T> {
+    fn drop(&mut self) {
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        // Not an orderly end: what is in flight may never be answered.
+        let _ = self.connection.shutdown(Shutdown::Both);
+        let _ = thread.join();
     }
 }
 

@@ -125,7 +125,8 @@ pub(crate) fn mix(number: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-fn in_memory(number: u64) -> usize {
+/// A number of bytes that are there at once.
+pub(crate) fn in_memory(number: u64) -> usize {
     usize::try_from(number).expect("64-bit machines only")
 }
 

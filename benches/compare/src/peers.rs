@@ -17,6 +17,7 @@ use qcow2_rs::uring::Qcow2IoUring;
 use qcow2_rs::utils::qcow2_setup_dev_uring;
 
 use crate::command;
+use crate::images::Format;
 use crate::load::{Limit, Load, Meter, Outcome, Program};
 use crate::pattern::{BLOCK, Order};
 
@@ -175,8 +176,7 @@ async fn qcow2_rs_worker(
 /// `qemu-img bench`: QEMU's block layer without a front end. It walks in
 /// strides, and shows nobody what it reads.
 pub(crate) struct QemuImg {
-    /// QEMU's name of a format.
-    pub(crate) format: &'static str,
+    pub(crate) format: Format,
     /// `native`, `io_uring` or `threads`.
     pub(crate) aio: String,
     /// Requests a second as far as is known: it takes a number, not a time.
@@ -197,7 +197,7 @@ impl Program for QemuImg {
             }
         };
         let mut command = Command::new("qemu-img");
-        command.args(["bench", "-f", self.format, "-i", &self.aio]);
+        command.args(["bench", "-f", self.format.name(), "-i", &self.aio]);
         command.args(["-t", if load.direct { "none" } else { "writeback" }]);
         command.args(["-d", &load.depth.to_string(), "-s", &load.len.to_string()]);
         command.args(["-S", &step.to_string(), "-c", &count.to_string()]);

@@ -1,19 +1,18 @@
 //! Where the disks of a comparison lie, and the images there.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 
 use clap::ValueEnum;
-use nix::fcntl::OFlag;
 
-use crate::cleanup::{Registered, Scratch};
+use crate::cleanup::{Device, Registered, Scratch, ZRAM_CONTROL};
 use crate::command;
 use crate::guest::CLUSTER;
-use crate::images;
-use crate::pattern::{self, BLOCK};
+use crate::images::{self, Format};
+use crate::pattern::{self, BLOCK, in_memory};
 
 /// A kind of place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -26,6 +25,8 @@ pub(crate) enum Medium {
     Memory,
     /// Loop devices over files in --memory; needs root
     MemoryLoop,
+    /// Devices in compressed memory; needs root
+    Zram,
 }
 
 impl Medium {
@@ -35,22 +36,28 @@ impl Medium {
             Self::Loop => "loop",
             Self::Memory => "memory",
             Self::MemoryLoop => "memory-loop",
+            Self::Zram => "zram",
         }
     }
 
-    fn is_loop(self) -> bool {
-        matches!(self, Self::Loop | Self::MemoryLoop)
+    fn is_device(self) -> bool {
+        matches!(self, Self::Loop | Self::MemoryLoop | Self::Zram)
     }
 
     /// Why there are no disks of this kind here.
     pub(crate) fn missing(self, format: Format) -> Option<String> {
-        if !self.is_loop() {
+        if !self.is_device() {
             return None;
         }
         let why = if format != Format::Raw {
-            "only raw disks are put on loop devices"
+            "only raw disks are put on devices"
         } else if !is_root() {
-            "loop devices need root"
+            "devices need root"
+        } else if self == Self::Zram {
+            if Path::new(ZRAM_CONTROL).exists() {
+                return None;
+            }
+            "the kernel has no zram, or it is not loaded (modprobe zram)"
         } else if !Path::new("/dev/loop-control").exists() || !command::is_there("losetup") {
             "there are no loop devices"
         } else {
@@ -62,22 +69,6 @@ impl Medium {
 
 fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
-}
-
-/// How a disk is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    Raw,
-    Qcow2,
-}
-
-impl Format {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-        }
-    }
 }
 
 /// A directory for disks of one kind, gone when dropped.
@@ -94,12 +85,12 @@ impl Place {
     pub(crate) fn new(medium: Medium, disk: &Path, memory: &Path) -> Result<Self, String> {
         let parent = match medium {
             Medium::File | Medium::Loop => disk,
-            Medium::Memory | Medium::MemoryLoop => memory,
+            Medium::Memory | Medium::MemoryLoop | Medium::Zram => memory,
         };
         let directory = Scratch::new(parent)?;
         let direct = match medium {
-            Medium::File => takes_direct(&directory.path().join("probe")),
-            Medium::Loop | Medium::MemoryLoop => true,
+            Medium::File => images::takes_direct(directory.path()),
+            Medium::Loop | Medium::MemoryLoop | Medium::Zram => true,
             // qemu-storage-daemon does not get along with O_DIRECT on tmpfs.
             Medium::Memory => false,
         };
@@ -120,76 +111,61 @@ impl Place {
 
     /// A disk full of content of generation 0.
     pub(crate) fn disk(&self, format: Format, size: u64) -> Result<Image, String> {
-        let raw = self.file("disk.raw");
-        images::fill(&raw, size, 0)?;
-        if format == Format::Raw {
-            return self.image(raw, format, size);
+        let disk = self.image(&format!("disk.{}", format.name()), format, size)?;
+        self.refill(&disk)?;
+        Ok(disk)
+    }
+
+    /// Makes of a disk what [`Self::disk`] had made of it.
+    pub(crate) fn refill(&self, disk: &Image) -> Result<(), String> {
+        if disk.format == Format::Raw {
+            return images::fill(&disk.path, disk.size, 0);
         }
-        let path = self.file("disk.qcow2");
-        let mut convert = Command::new("qemu-img");
-        convert.args(["convert", "-f", "raw", "-O", "qcow2", "-S", "0"]);
-        command::run(convert.args([&raw, &path]))?;
-        std::fs::remove_file(&raw).map_err(|error| format!("{}: {error}", raw.display()))?;
-        self.image(path, format, size)
+        let raw = self.file("filled.raw");
+        images::fill(&raw, disk.size, 0)?;
+        images::convert(&raw, &disk.path, CLUSTER, self.direct)?;
+        std::fs::remove_file(&raw).map_err(|error| format!("{}: {error}", raw.display()))
     }
 
     /// Where a disk of this size can be copied to. What is raw has been written all
     /// over, so that no run pays for the allocation of its blocks.
     pub(crate) fn target(&self, format: Format, size: u64) -> Result<Image, String> {
-        let path = self.file(&format!("target.{}", format.name()));
+        let target = self.image(&format!("target.{}", format.name()), format, size)?;
         match format {
-            Format::Raw => images::fill(&path, size, POISON)?,
-            Format::Qcow2 => create(&path, size)?,
+            Format::Raw => images::fill(&target.path, size, POISON)?,
+            Format::Qcow2 => target.spoil()?,
         }
-        self.image(path, format, size)
+        Ok(target)
     }
 
     /// An empty sparse image.
     pub(crate) fn sparse(&self, name: &str, size: u64) -> Result<Image, String> {
-        let path = self.file(name);
-        create(&path, size)?;
-        self.image(path, Format::Qcow2, size)
+        let image = self.image(name, Format::Qcow2, size)?;
+        images::create(&image.path, image.format, size, CLUSTER)?;
+        Ok(image)
     }
 
-    fn image(&self, file: PathBuf, format: Format, size: u64) -> Result<Image, String> {
-        let image = Image {
-            path: file,
+    /// Where an image will be: a path, or a device that is there already.
+    fn image(&self, name: &str, format: Format, size: u64) -> Result<Image, String> {
+        let file = self.file(name);
+        let device = match self.medium {
+            Medium::File | Medium::Memory => None,
+            Medium::Loop | Medium::MemoryLoop => {
+                let made = File::create(&file).and_then(|file| file.set_len(size));
+                made.map_err(|error| format!("{}: {error}", file.display()))?;
+                Some(OwnDevice::over(&file, self.medium == Medium::Loop)?)
+            }
+            Medium::Zram => Some(OwnDevice::zram(size)?),
+        };
+        Ok(Image {
+            path: device.as_ref().map_or(file, |own| own.device.path()),
             format,
             size,
             direct: self.direct,
-            is_device: false,
-            _device: None,
-        };
-        if !self.medium.is_loop() {
-            return Ok(image);
-        }
-        let device = LoopDevice::new(&image.path, self.medium == Medium::Loop)?;
-        Ok(Image {
-            path: device.path.clone(),
-            is_device: true,
-            _device: Some(Rc::new(device)),
-            ..image
+            is_device: device.is_some(),
+            _device: device.map(Rc::new),
         })
     }
-}
-
-fn takes_direct(probe: &Path) -> bool {
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .custom_flags(OFlag::O_DIRECT.bits())
-        .open(probe);
-    file.is_ok()
-}
-
-/// An empty qcow2 image; what was there is gone.
-fn create(path: &Path, size: u64) -> Result<(), String> {
-    // A new file, not the old one with new content: its blocks are not there.
-    let _ = std::fs::remove_file(path);
-    let mut command = Command::new("qemu-img");
-    command.args(["create", "-q", "-f", "qcow2"]);
-    command::run(command.arg(path).arg(size.to_string())).map(drop)
 }
 
 /// The generation of what no disk ever holds.
@@ -204,8 +180,8 @@ pub(crate) struct Image {
     pub(crate) size: u64,
     pub(crate) direct: bool,
     pub(crate) is_device: bool,
-    /// Detached with the last image on it.
-    _device: Option<Rc<LoopDevice>>,
+    /// Removed with the last image on it.
+    _device: Option<Rc<OwnDevice>>,
 }
 
 impl Image {
@@ -214,7 +190,7 @@ impl Image {
     /// qcow2 image is made anew.
     pub(crate) fn spoil(&self) -> Result<(), String> {
         if self.format == Format::Qcow2 {
-            return create(&self.path, self.size);
+            return images::create(&self.path, self.format, self.size, CLUSTER);
         }
         let spoiled = || -> std::io::Result<()> {
             let file = OpenOptions::new().write(true).open(&self.path)?;
@@ -244,39 +220,53 @@ impl Image {
     }
 }
 
-fn in_memory(number: u64) -> usize {
-    usize::try_from(number).expect("64-bit machines only")
-}
-
-/// A loop device, detached when dropped.
+/// A block device, removed when dropped.
 #[derive(Debug)]
-struct LoopDevice {
-    path: PathBuf,
+struct OwnDevice {
+    device: Device,
     _registered: Registered,
 }
 
-impl LoopDevice {
-    fn new(file: &Path, direct: bool) -> Result<Self, String> {
+impl OwnDevice {
+    fn new(device: Device) -> Self {
+        let registered = Registered::device(device.clone());
+        Self {
+            device,
+            _registered: registered,
+        }
+    }
+
+    /// Over a file.
+    fn over(file: &Path, direct: bool) -> Result<Self, String> {
         let mut command = Command::new("losetup");
         command.args(["--find", "--show"]);
         if direct {
             command.arg("--direct-io=on");
         }
-        let path = PathBuf::from(command::run(command.arg(file))?.trim());
-        let registered = Registered::loop_device(path.clone());
-        Ok(Self {
-            path,
-            _registered: registered,
-        })
+        let path = command::run(command.arg(file))?;
+        Ok(Self::new(Device::Loop(path.trim().into())))
+    }
+
+    /// In compressed memory.
+    fn zram(size: u64) -> Result<Self, String> {
+        let failed = |error: std::io::Error| format!("zram: {error}");
+        // Reading is how one is asked for.
+        let number = std::fs::read_to_string(Path::new(ZRAM_CONTROL).join("hot_add"));
+        let number = number.map_err(failed)?;
+        let number: u32 = number
+            .trim()
+            .parse()
+            .map_err(|_| format!("zram: no number of a device: {number}"))?;
+        let own = Self::new(Device::Zram(number));
+        let limit = format!("/sys/block/zram{number}/disksize");
+        std::fs::write(limit, size.to_string()).map_err(failed)?;
+        Ok(own)
     }
 }
 
-impl Drop for LoopDevice {
+impl Drop for OwnDevice {
     fn drop(&mut self) {
-        let _ = Command::new("losetup")
-            .arg("--detach")
-            .arg(&self.path)
-            .status();
+        self.device.remove();
     }
 }
 

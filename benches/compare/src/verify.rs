@@ -3,14 +3,13 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 
-use crate::command;
 use crate::daemon::{Daemon, System};
 use crate::history::PointInTime;
+use crate::images::{self, Format};
 use crate::nbd_client::{Client, Feed, Pace, Times, Work, drive};
-use crate::place::{Format, Image};
+use crate::place::Image;
 
 /// Bytes that are read at a time.
 const PIECE: usize = 1 << 20;
@@ -66,8 +65,7 @@ fn served(
     judge: &System,
     directory: &Path,
 ) -> Result<(), String> {
-    let mut check = Command::new("qemu-img");
-    command::run(check.args(["check", "-q", "-f", "qcow2"]).arg(&image.path))?;
+    images::check(&image.path)?;
     let mut daemon = Daemon::start(judge, directory)?;
     daemon.add_image("disk", image, true)?;
     daemon.export("disk", false)?;

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::daemon::process::{Process, START_LIMIT};
 use crate::daemon::qmp::Qmp;
-use crate::place::{Format, Image};
+use crate::place::Image;
 
 /// The name of every backup job.
 pub(crate) const JOB: &str = "backup";
@@ -123,12 +123,8 @@ impl Daemon {
             protocol["aio"] = aio.into();
         }
         self.run("blockdev-add", &protocol)?;
-        let format = match image.format {
-            Format::Raw => "raw",
-            Format::Qcow2 => "qcow2",
-        };
         let format = json!({
-            "driver": format, "node-name": node, "file": file, "read-only": read_only,
+            "driver": image.format.name(), "node-name": node, "file": file, "read-only": read_only,
         });
         self.run("blockdev-add", &format).map(drop)
     }
@@ -176,6 +172,19 @@ impl Daemon {
         end.map_err(|error| format!("{}: {error}", self.system.name()))
     }
 
+    /// How often writes have waited for readers of a snapshot, and how long, since
+    /// this was asked last. Not known where the daemon does not count it.
+    pub(crate) fn reader_wait(&mut self) -> Result<ReaderWait, String> {
+        if self.system.name() != "ringback" {
+            return Ok(ReaderWait::UNKNOWN);
+        }
+        let reset = json!({ "reset": true });
+        let answer = self
+            .qmp
+            .run_if_known("x-query-latency-histograms", &reset)?;
+        Ok(ReaderWait::of(&answer.unwrap_or_default()))
+    }
+
     /// Processor time in seconds.
     pub(crate) fn cpu_seconds(&self) -> Result<f64, String> {
         Ok(self.process.cpu()?.as_secs_f64())
@@ -186,6 +195,33 @@ impl Daemon {
         self.run("quit", &json!({}))?;
         let end = self.process.finish();
         end.map_err(|error| format!("{} at its end: {error}", self.system.name()))
+    }
+}
+
+/// What writes have waited for readers of a snapshot; NaN where it is not known.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReaderWait {
+    pub(crate) count: f64,
+    /// In milliseconds.
+    pub(crate) p99: f64,
+}
+
+impl ReaderWait {
+    const UNKNOWN: Self = Self {
+        count: f64::NAN,
+        p99: f64::NAN,
+    };
+
+    fn of(histograms: &Value) -> Self {
+        let mut all = histograms.as_array().into_iter().flatten();
+        let Some(own) = all.find(|one| one["class"] == "cbw-reader-wait") else {
+            return Self::UNKNOWN;
+        };
+        let number = |name: &str| own[name].as_f64().unwrap_or(f64::NAN);
+        Self {
+            count: number("count"),
+            p99: number("p99-ns") / 1e6,
+        }
     }
 }
 
@@ -209,5 +245,25 @@ fn accept(listener: &UnixListener, process: &mut Process) -> Result<UnixStream, 
             return Err("it does not connect to the monitor's socket".into());
         }
         sleep(Duration::from_millis(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_that_never_happened_has_a_count_and_no_length() {
+        let histograms = json!([
+            { "class": "guest-write", "count": 7, "p99-ns": 1 },
+            { "class": "cbw-reader-wait", "count": 0 },
+        ]);
+        let wait = ReaderWait::of(&histograms);
+        assert!(wait.count == 0.0 && wait.p99.is_nan());
+        let wait = ReaderWait::of(&json!([
+            { "class": "cbw-reader-wait", "count": 2, "p99-ns": 1_500_000 },
+        ]));
+        assert_eq!((wait.count, wait.p99), (2.0, 1.5));
+        assert!(ReaderWait::of(&Value::Null).count.is_nan());
     }
 }

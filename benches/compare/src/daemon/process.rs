@@ -15,6 +15,9 @@ use crate::cleanup::Registered;
 /// A program that is not ready by then has failed.
 pub(super) const START_LIMIT: Duration = Duration::from_secs(30);
 
+/// A program that was told to end, and is still there by then, hangs.
+const END_LIMIT: Duration = Duration::from_secs(120);
+
 /// Ended when dropped.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -78,9 +81,16 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// It fails.
+    /// It fails, or does not come to an end.
     pub(crate) fn finish(&mut self) -> Result<(), String> {
-        let status = self.child.wait().map_err(|error| error.to_string())?;
+        let end = Instant::now() + END_LIMIT;
+        let status = loop {
+            match self.child.try_wait().map_err(|error| error.to_string())? {
+                Some(status) => break status,
+                None if Instant::now() > end => return Err("it does not end".into()),
+                None => sleep(Duration::from_millis(1)),
+            }
+        };
         self.registered = None;
         if status.success() {
             Ok(())

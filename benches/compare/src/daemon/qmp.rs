@@ -51,6 +51,29 @@ impl Qmp {
     ///
     /// Its own, or the daemon is gone.
     pub(crate) fn run(&mut self, command: &str, arguments: &Value) -> Result<Value, String> {
+        let reply = self.attempt(command, arguments)?;
+        reply.map_err(|error| refusal(command, arguments, &error))
+    }
+
+    /// Runs a command that not every daemon has: none where it is not known.
+    pub(crate) fn run_if_known(
+        &mut self,
+        command: &str,
+        arguments: &Value,
+    ) -> Result<Option<Value>, String> {
+        match self.attempt(command, arguments)? {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error) if error["class"] == "CommandNotFound" => Ok(None),
+            Err(error) => Err(refusal(command, arguments, &error)),
+        }
+    }
+
+    /// What a command returns, or its error as it came.
+    fn attempt(
+        &mut self,
+        command: &str,
+        arguments: &Value,
+    ) -> Result<Result<Value, Value>, String> {
         let request = json!({ "execute": command, "arguments": arguments });
         let mut stream = self.reader.get_ref();
         stream
@@ -60,10 +83,10 @@ impl Qmp {
             let mut line = self.line().map_err(|error| format!("{command}: {error}"))?;
             if line.get("event").is_some() {
                 self.events.push_back(line);
-            } else if let Some(desc) = line["error"]["desc"].as_str() {
-                return Err(format!("{command} {arguments}: {desc}"));
+            } else if line.get("error").is_some() {
+                return Ok(Err(line["error"].take()));
             } else {
-                return Ok(line["return"].take());
+                return Ok(Ok(line["return"].take()));
             }
         }
     }
@@ -111,5 +134,43 @@ impl Qmp {
     pub(crate) fn wait_gone(&mut self, job: &str) -> Result<(), String> {
         let is_it = |data: &Value| data["id"] == job && data["status"] == "null";
         self.wait_event("JOB_STATUS_CHANGE", is_it).map(drop)
+    }
+}
+
+fn refusal(command: &str, arguments: &Value, error: &Value) -> String {
+    let desc = error["desc"].as_str().unwrap_or("no description");
+    format!("{command} {arguments}: {desc}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A monitor that greets, and answers each command with the next of these lines.
+    fn monitor(replies: &'static [&'static str]) -> Qmp {
+        let (near, far) = UnixStream::pair().unwrap();
+        std::thread::spawn(move || {
+            let mut lines = BufReader::new(far.try_clone().unwrap()).lines();
+            let mut far = far;
+            far.write_all(b"{\"QMP\": {}}\n").unwrap();
+            for reply in [r#"{"return": {}}"#].iter().chain(replies) {
+                lines.next().unwrap().unwrap();
+                far.write_all(format!("{reply}\n").as_bytes()).unwrap();
+            }
+        });
+        Qmp::new(near).unwrap()
+    }
+
+    #[test]
+    fn only_a_command_that_is_not_known_may_fail() {
+        let mut qmp = monitor(&[
+            r#"{"error": {"class": "CommandNotFound", "desc": "what?"}}"#,
+            r#"{"error": {"class": "GenericError", "desc": "no"}}"#,
+            r#"{"return": [1]}"#,
+        ]);
+        let mut ask = || qmp.run_if_known("x-query-nothing", &json!({}));
+        assert_eq!(ask(), Ok(None));
+        assert!(ask().is_err_and(|error| error.ends_with(": no")));
+        assert_eq!(ask(), Ok(Some(json!([1]))));
     }
 }

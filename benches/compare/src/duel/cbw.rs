@@ -5,10 +5,9 @@ use serde_json::json;
 
 use crate::daemon::{Daemon, System};
 use crate::duel::Bench;
-use crate::duel::cell::{Better, Column, Pair, column};
-use crate::duel::contest::{Contestant, Run, compete};
-use crate::duel::stage::{Stage, entrant};
-use crate::guest::{Guest, Load, Order, SMALL};
+use crate::duel::cell::{Better, Column, column};
+use crate::duel::stage::Stage;
+use crate::guest::{Area, Guest, Load, Order, SMALL};
 use crate::nbd_client::Pace;
 
 const COLUMNS: &[Column] = &[
@@ -27,31 +26,47 @@ pub(super) enum Filter {
     /// A save that fails fails the guest's write.
     BreakGuestWrite,
     /// A save that fails breaks the snapshot, so the guest need not wait for the
-    /// target.
+    /// target: ringback then has a save buffer.
     BreakSnapshot,
+    /// The same without ringback's buffer, as in QEMU.
+    Unbuffered,
 }
 
 impl Filter {
-    const ALL: [Self; 3] = [Self::None, Self::BreakGuestWrite, Self::BreakSnapshot];
+    /// All that save.
+    pub(super) const SAVING: [Self; 3] =
+        [Self::BreakGuestWrite, Self::BreakSnapshot, Self::Unbuffered];
 
     fn name(self) -> &'static str {
         match self {
             Self::None => "no filter",
             Self::BreakGuestWrite => "break-guest-write",
             Self::BreakSnapshot => "break-snapshot",
+            Self::Unbuffered => "break-snapshot, save-buffer=0",
         }
+    }
+
+    /// None where a system knows nothing like it.
+    pub(super) fn name_for(self, system: &System) -> Option<&'static str> {
+        let is_extension = self == Self::Unbuffered;
+        let knows_extensions = matches!(system, System::Ringback(_));
+        (knows_extensions || !is_extension).then_some(self.name())
     }
 
     /// Puts it above `disk`, saving to `target`; answers the node for the guest.
     pub(super) fn insert(self, daemon: &mut Daemon) -> Result<&'static str, String> {
-        if self == Self::None {
-            return Ok("disk");
-        }
-        let filter = json!({
+        let policy = match self {
+            Self::None => return Ok("disk"),
+            Self::BreakGuestWrite => "break-guest-write",
+            Self::BreakSnapshot | Self::Unbuffered => "break-snapshot",
+        };
+        let mut filter = json!({
             "driver": "copy-before-write", "node-name": "cbw",
-            "file": "disk", "target": "target",
-            "on-cbw-error": self.name(),
+            "file": "disk", "target": "target", "on-cbw-error": policy,
         });
+        if self == Self::Unbuffered {
+            filter["save-buffer"] = 0.into();
+        }
         daemon.run("blockdev-add", &filter)?;
         Ok("cbw")
     }
@@ -67,47 +82,33 @@ impl Filter {
 }
 
 pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
-    for (medium, format) in bench.disks() {
-        let name = |depth: usize| format!("cbw/{}/{}/depth-{depth}", format.name(), medium.name());
-        let depths = [1, 16]
-            .into_iter()
-            .filter(|&depth| bench.wants(&name(depth)));
-        let depths: Vec<usize> = depths.collect();
-        if depths.is_empty() {
-            continue;
-        }
-        let stage = Stage::new(bench, medium, format)?;
-        for depth in depths {
-            let mut contestants = Vec::new();
-            for filter in Filter::ALL {
-                for system in &stage.systems {
-                    let stage = &stage;
-                    let run: Run<'_> = Box::new(move || first_writes(stage, system, filter, depth));
-                    contestants.push(Contestant {
-                        entrant: entrant(system, filter.name()),
-                        run,
-                    });
-                }
-            }
-            let title = format!(
-                "the first 4 KiB write to every 64 KiB, {depth} in flight; {}",
-                stage.describe()
+    bench.on_stages(
+        bench.disks(),
+        &[1, 16],
+        |medium, format, depth| format!("cbw/{}/{}/depth-{depth}", format.name(), medium.name()),
+        |bench, stage, depth, name| {
+            let filters = [&[Filter::None], &Filter::SAVING[..]].concat();
+            let contestants = stage.contestants(
+                &filters,
+                |system, filter| filter.name_for(system).map(str::to_owned),
+                move |system, filter| first_writes(stage, system, filter, depth),
             );
-            let mut cell = compete(name(depth), title, COLUMNS, contestants, bench.rounds());
-            cell.pair_variants("qsd");
+            let title = format!("the first 4 KiB write to every 64 KiB, {depth} in flight");
+            let mut cell = bench.compete(stage, name, &title, COLUMNS, contestants);
+            // By the one that never has a buffer.
+            cell.pair(
+                ("ringback", Filter::Unbuffered.name()),
+                ("qsd", Filter::BreakSnapshot.name()),
+            );
             for system in ["ringback", "qsd"] {
-                let alone = cell.find(system, Filter::None.name());
-                for filter in [Filter::BreakGuestWrite, Filter::BreakSnapshot] {
-                    if let (Some(of), Some(by)) = (cell.find(system, filter.name()), alone) {
-                        cell.pairs.push(Pair { of, by });
-                    }
+                for filter in Filter::SAVING {
+                    let alone = (system, Filter::None.name());
+                    cell.pair((system, filter.name()), alone);
                 }
             }
-            bench.keep(cell);
-            stage.verify_disk()?;
-        }
-    }
-    Ok(())
+            cell
+        },
+    )
 }
 
 fn first_writes(
@@ -120,29 +121,27 @@ fn first_writes(
     daemon.add_image("target", &stage.target, false)?;
     let node = filter.insert(&mut daemon)?;
     daemon.export(node, true)?;
-    let point = stage.history.now();
+    let history = stage.history();
+    let point = history.now();
     let load = Load {
         order: Order::FirstWrites,
+        area: Area::All,
         len: SMALL,
         pace: Pace::Depth(depth),
     };
     let cpu = daemon.cpu_seconds()?;
-    let generation = stage.history.fresh()?;
-    let guest = Guest::start(daemon.socket(), node, load, &stage.history, generation)?;
-    let phases = guest.finish()?;
-    let [phase] = &phases[..] else {
-        return Err("a guest of one phase has another one".into());
-    };
+    let generation = history.fresh()?;
+    let guest = Guest::start(daemon.socket(), node, load, &history, generation)?;
+    let phase = guest.finish()?;
     let cpu = daemon.cpu_seconds()? - cpu;
     filter.remove(&mut daemon, node)?;
     daemon.del_image("target")?;
     daemon.quit()?;
     if filter != Filter::None {
-        stage.verify_saved(&point, &stage.history.blocks_of(generation))?;
+        stage.verify_saved(&point, &history.blocks_of(generation))?;
     }
-    let quantiles = [0.5, 0.99, 0.999, 1.0];
     let mut row = vec![phase.rate()];
-    row.extend(quantiles.map(|quantile| phase.percentile(quantile)));
+    row.extend(phase.percentiles([0.5, 0.99, 0.999, 1.0]));
     row.push(cpu * 1e6 / (phase.rate() * phase.seconds));
     Ok(row)
 }

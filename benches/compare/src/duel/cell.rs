@@ -85,6 +85,8 @@ pub(crate) struct Cell {
     pub(crate) series: Vec<Series>,
     pub(crate) pairs: Vec<Pair>,
     pub(crate) notes: Vec<String>,
+    /// What is wrong with all of it.
+    pub(crate) failure: Option<String>,
 }
 
 impl Cell {
@@ -92,6 +94,13 @@ impl Cell {
         self.series
             .iter()
             .position(|series| series.entrant.system == system && series.entrant.variant == variant)
+    }
+
+    /// One system and variant by another one, if both take part.
+    pub(crate) fn pair(&mut self, of: (&str, &str), by: (&str, &str)) {
+        if let (Some(of), Some(by)) = (self.find(of.0, of.1), self.find(by.0, by.1)) {
+            self.pairs.push(Pair { of, by });
+        }
     }
 
     /// Each variant of ringback by the same of `system`'s.
@@ -163,6 +172,7 @@ impl Cell {
             "series": series.collect::<Vec<_>>(),
             "ratios": ratios.collect::<Vec<_>>(),
             "notes": self.notes,
+            "failure": self.failure,
         })
     }
 }
@@ -192,6 +202,7 @@ pub(super) mod tests {
             series: series.collect(),
             pairs: Vec::new(),
             notes: Vec::new(),
+            failure: None,
         }
     }
 

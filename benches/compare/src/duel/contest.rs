@@ -14,13 +14,17 @@ pub(crate) struct Contestant<'a> {
 }
 
 /// A round has everybody once, and each round begins with somebody else: machines
-/// drift, ratios of neighbours do not. Who fails is left out from there on.
+/// drift, ratios of neighbours do not.
+///
+/// Who fails is left out from there on, and what all of them work on is made good
+/// before the next one comes. If it cannot be, nobody comes.
 pub(crate) fn compete(
     name: String,
     title: String,
     columns: &'static [Column],
     mut contestants: Vec<Contestant<'_>>,
     rounds: usize,
+    make_good: impl Fn() -> Result<(), String>,
 ) -> Cell {
     let mut series: Vec<Series> = contestants
         .iter()
@@ -30,7 +34,8 @@ pub(crate) fn compete(
             failure: None,
         })
         .collect();
-    for round in 0..rounds {
+    let mut failure = None;
+    'rounds: for round in 0..rounds {
         for place in 0..contestants.len() {
             let index = (place + round) % contestants.len();
             let series = &mut series[index];
@@ -48,6 +53,14 @@ pub(crate) fn compete(
                     progress("");
                     eprintln!("{name}: {who} FAILED: {error}");
                     series.failure = Some(error);
+                    if let Err(error) = make_good() {
+                        failure = Some(format!(
+                            "abandoned in round {} of {rounds}: {who} has failed, and its disk \
+                             cannot be made good: {error}",
+                            round + 1
+                        ));
+                        break 'rounds;
+                    }
                 }
             }
         }
@@ -60,6 +73,7 @@ pub(crate) fn compete(
         series,
         pairs: Vec::new(),
         notes: Vec::new(),
+        failure,
     }
 }
 
@@ -103,9 +117,44 @@ mod tests {
             contestant("b", true),
             contestant("c", false),
         ];
-        let cell = compete("cell".into(), String::new(), COLUMNS, all, 3);
-        assert_eq!(*order.borrow(), "abccaca");
+        let good = || {
+            order.borrow_mut().push('+');
+            Ok(())
+        };
+        let cell = compete("cell".into(), String::new(), COLUMNS, all, 3, good);
+        // Made good at once, before the next one comes.
+        assert_eq!(*order.borrow(), "ab+ccaca");
         assert_eq!(cell.series[0].rounds.len(), 3);
         assert_eq!(cell.series[1].failure.as_deref(), Some("broken"));
+        assert_eq!(cell.failure, None);
+    }
+
+    #[test]
+    fn nobody_works_on_a_disk_that_cannot_be_made_good() {
+        let runs = RefCell::new(0);
+        let runs = &runs;
+        let contestant = |name: &'static str| Contestant {
+            entrant: Entrant {
+                system: name,
+                variant: String::new(),
+            },
+            run: Box::new(move || {
+                *runs.borrow_mut() += 1;
+                match name {
+                    "b" => Err("broken".into()),
+                    _ => Ok(vec![1.0]),
+                }
+            }),
+        };
+        let all = ["a", "b", "c"].map(contestant).into();
+        let good = || Err("it is full".into());
+        let cell = compete("cell".into(), String::new(), COLUMNS, all, 3, good);
+        assert_eq!(*runs.borrow(), 2);
+        let failure = cell.failure.unwrap();
+        assert!(
+            failure.starts_with("abandoned in round 1 of 3"),
+            "{failure}"
+        );
+        assert!(failure.ends_with("it is full"), "{failure}");
     }
 }

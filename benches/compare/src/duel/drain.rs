@@ -7,22 +7,26 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, JOB, System};
-use crate::duel::cell::{Better, Column, column};
-use crate::duel::contest::{Contestant, Run, compete};
-use crate::duel::stage::{Stage, entrant};
+use crate::duel::cell::{Better, Cell, Column, column};
+use crate::duel::stage::Stage;
 use crate::duel::{Bench, Kind};
 use crate::figures::Spread;
 use crate::guest::{Guest, Phase};
 
 const COLUMNS: &[Column] = &[
     column("usual max", "ms", Better::Less),
+    column("max without", "ms", Better::Less),
     column("max at start", "ms", Better::Less),
-    column("by usual", "x", Better::Less),
+    column("start by without", "x", Better::Less),
     column("max at end", "ms", Better::Less),
+    column("end by without", "x", Better::Less),
     column("command", "ms", Better::Less),
 ];
+const START_BY_WITHOUT: usize = 3;
 
-/// Stretches before the command, each with a longest latency.
+/// Stretches before the command, each with a longest latency. The usual one is their
+/// median. Who comes may hold a request as long as the slowest one in flight takes, and
+/// that is the longest of all of them.
 const BEFORE: usize = 8;
 
 /// What comes.
@@ -99,40 +103,49 @@ fn reopened(file: &str) -> Value {
 }
 
 pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
-    for (medium, format) in bench.disks() {
-        let name =
-            |kind: Kind| format!("drain/{}/{}/{}", format.name(), medium.name(), kind.name());
-        let guests = [Kind::Rated, Kind::Random].into_iter();
-        let guests: Vec<Kind> = guests.filter(|&kind| bench.wants(&name(kind))).collect();
-        if guests.is_empty() {
-            continue;
-        }
-        let stage = Stage::new(bench, medium, format)?;
-        for kind in guests {
-            let mut contestants = Vec::new();
-            for comer in Comer::ALL {
-                for system in &stage.systems {
-                    let (stage, seconds) = (&stage, bench.options.seconds);
-                    let run: Run<'_> =
-                        Box::new(move || come_and_go(stage, system, comer, kind, seconds));
-                    contestants.push(Contestant {
-                        entrant: entrant(system, comer.name()),
-                        run,
-                    });
-                }
-            }
-            let title = format!(
-                "what comes and goes under {}; {}",
-                kind.describe(),
-                stage.describe()
+    let seconds = bench.options.seconds;
+    bench.on_stages(
+        bench.disks(),
+        &[Kind::Rated, Kind::Random],
+        |medium, format, kind| {
+            let (format, medium) = (format.name(), medium.name());
+            format!("drain/{format}/{medium}/{}", kind.name())
+        },
+        |bench, stage, kind, name| {
+            let contestants = stage.contestants(
+                &Comer::ALL,
+                |_, comer| Some(comer.name().to_owned()),
+                move |system, comer| come_and_go(stage, system, comer, kind, seconds),
             );
-            let mut cell = compete(name(kind), title, COLUMNS, contestants, bench.rounds());
-            cell.pair_variants("qsd");
-            bench.keep(cell);
-            stage.verify_disk()?;
-        }
+            let title = format!("what comes and goes under {}", kind.describe());
+            let mut cell = bench.compete(stage, name, &title, COLUMNS, contestants);
+            cell.notes.extend(verdict(&cell));
+            cell
+        },
+    )
+}
+
+/// A sentence on who of ringback holds the guest longer than it is held without.
+fn verdict(cell: &Cell) -> Option<String> {
+    let ours = cell.series.iter();
+    let ours = ours.filter(|series| series.entrant.system == "ringback");
+    let ratios: Vec<(&str, f64)> = ours
+        .filter_map(|series| {
+            let ratio = series.median(START_BY_WITHOUT)?;
+            Some((series.entrant.variant.as_str(), ratio))
+        })
+        .collect();
+    if ratios.is_empty() {
+        return None;
     }
-    Ok(())
+    let late = ratios.iter().filter(|(_, ratio)| *ratio > 1.0);
+    let late: Vec<&str> = late.map(|(variant, _)| *variant).collect();
+    let goal = "at ringback's start no request takes longer than the longest without";
+    Some(if late.is_empty() {
+        format!("{goal}: met")
+    } else {
+        format!("{goal}: missed by {}", late.join("; "))
+    })
 }
 
 fn come_and_go(
@@ -147,14 +160,16 @@ fn come_and_go(
     let node = comer.prepare(&mut daemon)?;
     daemon.export(node, true)?;
     let load = kind.load().ok_or("a guest without a load")?;
-    let (before, after) = (stage.history.fresh()?, stage.history.fresh()?);
-    let guest = Guest::start(daemon.socket(), node, load, &stage.history, before)?;
-    let stretch = seconds / 4;
+    let history = stage.history();
+    let (before, after) = (history.fresh()?, history.fresh()?);
+    let guest = Guest::start(daemon.socket(), node, load, &history, before)?;
+    // Long enough for a request on a busy machine.
+    let stretch = (seconds / 4).max(Duration::from_millis(50));
     for _ in 0..BEFORE {
         sleep(stretch);
         guest.next_phase();
     }
-    let point = stage.history.now().while_writing(before);
+    let point = history.now().while_writing(before);
     let begin = Instant::now();
     comer.start(&mut daemon)?;
     let command = begin.elapsed();
@@ -162,7 +177,7 @@ fn come_and_go(
     sleep(stretch);
     guest.next_phase();
     // Answered while the job was there for sure.
-    let saved = stage.history.blocks_of(after);
+    let saved = history.blocks_of(after);
     comer.end(&mut daemon)?;
     sleep(stretch);
     let phases = guest.stop()?;
@@ -179,20 +194,40 @@ fn come_and_go(
 }
 
 fn row(phases: &[Phase], command: Duration) -> Vec<f64> {
-    let longest = |phase: &Phase| Some(phase.longest()).filter(|longest| longest.is_finite());
-    let usual: Vec<f64> = phases.iter().take(BEFORE).filter_map(longest).collect();
-    let usual = if usual.is_empty() {
-        f64::NAN
+    // What the command holds is answered later, so it is not among these.
+    let before = phases.iter().take(BEFORE).map(Phase::longest);
+    let before: Vec<f64> = before.filter(|longest| longest.is_finite()).collect();
+    let (usual, without) = if before.is_empty() {
+        (f64::NAN, f64::NAN)
     } else {
-        Spread::new(usual).middle
+        let spread = Spread::new(before);
+        (spread.middle, spread.high)
     };
-    let at = |index: usize| phases.get(index).and_then(longest).unwrap_or(f64::NAN);
+    let at = |index: usize| phases.get(index).map_or(f64::NAN, Phase::longest_touching);
     let (start, end) = (at(BEFORE), at(BEFORE + 1));
     vec![
         usual,
+        without,
         start,
-        start / usual,
+        start / without,
         end,
+        end / without,
         command.as_secs_f64() * 1e3,
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::tests::phase;
+
+    #[test]
+    fn the_start_is_measured_by_the_longest_without() {
+        let mut phases: Vec<Phase> = [1, 2, 1, 1, 10, 1, 1, 1].map(phase).into();
+        phases.extend([phase(20), phase(5)]);
+        let row = row(&phases, Duration::from_millis(3));
+        let rounded = row.iter().map(|figure| (figure * 10.0).round() / 10.0);
+        let expected = [1.0, 10.0, 20.0, 2.0, 5.0, 0.5, 3.0];
+        assert_eq!(rounded.collect::<Vec<_>>(), expected);
+    }
 }

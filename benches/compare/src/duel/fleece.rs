@@ -1,21 +1,21 @@
 //! `fleece`: the snapshot is read over NBD while the guest writes as fast as it can.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{JoinHandle, sleep};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::daemon::System;
 use crate::duel::cbw::Filter;
-use crate::duel::cell::{Better, Column, column};
-use crate::duel::contest::{Contestant, Run, compete};
-use crate::duel::stage::{Stage, entrant, mib};
+use crate::duel::cell::{Better, Cell, Column, column};
+use crate::duel::stage::{Stage, megabytes};
 use crate::duel::{Bench, Kind};
-use crate::guest::Guest;
+use crate::guest::{Area, Guest, Load};
 use crate::history::PointInTime;
-use crate::nbd_client::{Client, Feed, Pace, Times, Work, drive};
+use crate::nbd_client::{Client, Driven, Feed, Pace, Times, Work};
 
 const COLUMNS: &[Column] = &[
     column("reader", "MB/s", Better::More),
@@ -25,49 +25,103 @@ const COLUMNS: &[Column] = &[
     column("p99.9", "ms", Better::Less),
     column("max", "ms", Better::Less),
     column("CPU", "s/s", Better::Less),
+    column("reader waits", "", Better::Less),
+    column("reader wait p99", "ms", Better::Less),
 ];
+const READER_WAITS: usize = 7;
 
 const READ: usize = 64 << 10;
 const DEPTH: usize = 16;
 
-pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
-    for (medium, format) in bench.disks() {
-        let name = format!("fleece/{}/{}", format.name(), medium.name());
-        if !bench.wants(&name) {
-            continue;
+/// Who is where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Places {
+    /// Both everywhere: some writes overlap a read.
+    Shared,
+    /// Each in a half of its own: none does.
+    Apart,
+}
+
+impl Places {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Shared => "shared",
+            Self::Apart => "apart",
         }
-        let stage = Stage::new(bench, medium, format)?;
-        let mut contestants = Vec::new();
-        for (filter, variant) in [
-            (Filter::BreakGuestWrite, "break-guest-write"),
-            (Filter::BreakSnapshot, "break-snapshot"),
-        ] {
-            for system in &stage.systems {
-                let (stage, seconds) = (&stage, bench.options.seconds);
-                let run: Run<'_> = Box::new(move || fleece(stage, system, filter, seconds));
-                contestants.push(Contestant {
-                    entrant: entrant(system, variant),
-                    run,
-                });
-            }
-        }
-        let title = format!(
-            "64 KiB reads of the snapshot, {DEPTH} in flight, beside {}; {}",
-            Kind::Random.describe(),
-            stage.describe()
-        );
-        let mut cell = compete(name, title, COLUMNS, contestants, bench.rounds());
-        cell.pair_variants("qsd");
-        bench.keep(cell);
-        stage.verify_disk()?;
     }
-    Ok(())
+
+    fn describe(self) -> &'static str {
+        match self {
+            Self::Shared => "",
+            Self::Apart => ", each in one half of the disk",
+        }
+    }
+
+    fn of_guest(self) -> Area {
+        match self {
+            Self::Shared => Area::All,
+            Self::Apart => Area::FirstHalf,
+        }
+    }
+
+    fn of_reader(self) -> Area {
+        match self {
+            Self::Shared => Area::All,
+            Self::Apart => Area::SecondHalf,
+        }
+    }
+}
+
+pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
+    let seconds = bench.options.seconds;
+    bench.on_stages(
+        bench.disks(),
+        &[Places::Shared, Places::Apart],
+        |medium, format, places| {
+            let (format, medium) = (format.name(), medium.name());
+            format!("fleece/{format}/{medium}/{}", places.name())
+        },
+        |bench, stage, places, name| {
+            let filters = [Filter::BreakGuestWrite, Filter::BreakSnapshot];
+            let contestants = stage.contestants(
+                &filters,
+                |system, filter| filter.name_for(system).map(str::to_owned),
+                move |system, filter| fleece(stage, system, filter, places, seconds),
+            );
+            let title = format!(
+                "64 KiB reads of the snapshot, {DEPTH} in flight, beside {}{}",
+                Kind::Random.describe(),
+                places.describe(),
+            );
+            let mut cell = bench.compete(stage, name, &title, COLUMNS, contestants);
+            if places == Places::Apart {
+                cell.notes.extend(verdict(&cell));
+            }
+            cell
+        },
+    )
+}
+
+/// A sentence on what ringback's writes have waited for readers elsewhere, if that
+/// is known.
+fn verdict(cell: &Cell) -> Option<String> {
+    let ours = cell.series.iter();
+    let ours = ours.filter(|series| series.entrant.system == "ringback");
+    let waits = ours.filter_map(|series| series.spread(READER_WAITS));
+    let most = waits.map(|waits| waits.high).max_by(f64::total_cmp)?;
+    let goal = "no write waits for a reader that is elsewhere";
+    Some(if most > 0.0 {
+        format!("{goal}: missed, {most:.0} in one run")
+    } else {
+        format!("{goal}: met")
+    })
 }
 
 fn fleece(
     stage: &Stage,
     system: &System,
     filter: Filter,
+    places: Places,
     seconds: Duration,
 ) -> Result<Vec<f64>, String> {
     let mut daemon = stage.start(system)?;
@@ -77,64 +131,61 @@ fn fleece(
     daemon.run("blockdev-add", &access)?;
     daemon.export(node, true)?;
     daemon.export("access", false)?;
-    let point = stage.history.now();
-    let load = Kind::Random.load().ok_or("a guest without a load")?;
+    let history = stage.history();
+    let point = history.now();
+    let load = Load {
+        area: places.of_guest(),
+        ..Kind::Random.load().ok_or("a guest without a load")?
+    };
     let client = Client::connect(daemon.socket(), "access")?;
+    // What was before does not count.
+    daemon.reader_wait()?;
     let (start, cpu) = (Instant::now(), daemon.cpu_seconds()?);
-    let generation = stage.history.fresh()?;
-    let guest = Guest::start(daemon.socket(), node, load, &stage.history, generation)?;
-    let reader = Reader::start(client, point);
+    let generation = history.fresh()?;
+    let guest = Guest::start(daemon.socket(), node, load, &history, generation)?;
+    let reader = Reader::start(client, places.of_reader(), point)?;
     sleep(seconds);
     let elapsed = start.elapsed().as_secs_f64();
-    let bytes = reader.stop();
-    let phases = guest.stop()?;
+    let bytes = reader.stop()?;
+    let phase = guest.stop_in_first_phase()?;
     let cpu = daemon.cpu_seconds()? - cpu;
-    let bytes = bytes?;
+    let wait = daemon.reader_wait()?;
     daemon.unexport("access")?;
     daemon.del_node("access")?;
     filter.remove(&mut daemon, node)?;
     daemon.quit()?;
-    let [phase] = &phases[..] else {
-        return Err("a guest of one phase has another one".into());
-    };
-    let mut row = vec![
-        mib(bytes) * f64::from(1 << 20) / 1e6 / elapsed,
-        phase.rate(),
-    ];
-    row.extend([0.5, 0.99, 0.999, 1.0].map(|quantile| phase.percentile(quantile)));
-    row.push(cpu / elapsed);
+    let mut row = vec![megabytes(bytes) / elapsed, phase.rate()];
+    row.extend(phase.percentiles([0.5, 0.99, 0.999, 1.0]));
+    row.extend([cpu / elapsed, wait.count, wait.p99]);
     Ok(row)
 }
 
 /// A client that reads the snapshot from start to end, and again.
 struct Reader {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<u64, String>>,
+    reads: Driven<u64>,
 }
 
 impl Reader {
-    fn start(mut client: Client, point: PointInTime) -> Self {
+    fn start(client: Client, area: Area, point: PointInTime) -> Result<Self, String> {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut reads = Reads {
+        let area = area.of(client.size);
+        let reads = Reads {
             stop: Arc::clone(&stop),
-            size: client.size,
-            next: 0,
+            next: area.start,
+            area,
             bytes: 0,
             point,
         };
-        let thread = std::thread::spawn(move || {
-            let end = drive(&mut client, Pace::Depth(DEPTH), &mut reads);
-            end.map_err(|error| format!("the reader of the snapshot: {error}"))?;
-            Ok(reads.bytes)
-        });
-        Self { stop, thread }
+        let who = "the reader of the snapshot";
+        let reads = Driven::start(who, client, Pace::Depth(DEPTH), reads, |reads| reads.bytes)?;
+        Ok(Self { stop, reads })
     }
 
     /// Answers how much it has read.
     fn stop(self) -> Result<u64, String> {
         self.stop.store(true, Ordering::SeqCst);
-        let end = self.thread.join();
-        end.map_err(|_| "the reader panicked".to_owned())?
+        self.reads.join()
     }
 }
 
@@ -142,7 +193,8 @@ impl Reader {
 /// systems the same.
 struct Reads {
     stop: Arc<AtomicBool>,
-    size: u64,
+    /// Where: whole reads.
+    area: Range<u64>,
     next: u64,
     bytes: u64,
     point: PointInTime,
@@ -154,7 +206,10 @@ impl Feed for Reads {
             return None;
         }
         let offset = self.next;
-        self.next = (offset + READ as u64) % (self.size - self.size % READ as u64);
+        self.next = offset + READ as u64;
+        if self.next >= self.area.end {
+            self.next = self.area.start;
+        }
         Some(Work {
             generation: None,
             offset,

@@ -9,10 +9,10 @@ use serde_json::Value;
 use crate::command;
 use crate::duel::Bench;
 use crate::duel::cell::{Better, Cell, Column, Entrant, Pair, column};
-use crate::duel::contest::{Contestant, Run, compete};
-use crate::duel::stage::{Stage, entrant, mib, workers_name};
+use crate::duel::contest::Contestant;
+use crate::duel::stage::{Stage, mib, workers_name};
+use crate::images::Format;
 use crate::load::Meter;
-use crate::place::Format;
 
 const SPEED: usize = 0;
 const COLUMNS: &[Column] = &[
@@ -119,7 +119,7 @@ impl Peer {
             _ => elapsed,
         };
         if !matches!(self, Self::Fio(_)) {
-            stage.verify_target(&stage.history.now())?;
+            stage.verify_target(&stage.history().now())?;
         }
         Ok(row(stage, seconds, cpu, f64::NAN))
     }
@@ -139,56 +139,44 @@ fn fio_seconds(said: &str) -> Result<f64, String> {
 }
 
 fn row(stage: &Stage, seconds: f64, cpu_seconds: f64, memory: f64) -> Vec<f64> {
-    vec![
-        stage.mib() * f64::from(1 << 20) / 1e6 / seconds,
-        cpu_seconds / (stage.mib() / 1024.0),
-        memory,
-    ]
+    vec![stage.speed(seconds), stage.per_gib(cpu_seconds), memory]
 }
 
 pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
-    for (medium, format) in bench.disks() {
-        let name = format!("idle-copy/{}/{}", format.name(), medium.name());
-        if !bench.wants(&name) {
-            continue;
-        }
-        let stage = Stage::new(bench, medium, format)?;
-        let mut contestants = Vec::new();
-        for &workers in &bench.options.workers {
-            for system in &stage.systems {
-                let stage = &stage;
-                let run: Run<'_> = Box::new(move || {
+    let workers = &bench.options.workers;
+    bench.on_stages(
+        bench.disks(),
+        &[()],
+        |medium, format, ()| format!("idle-copy/{}/{}", format.name(), medium.name()),
+        |bench, stage, (), name| {
+            let mut contestants = stage.contestants(
+                workers,
+                |_, workers| Some(workers_name(workers)),
+                move |system, workers| {
                     let (cost, memory) = stage.copy(system, workers)?;
                     Ok(row(stage, cost.seconds, cost.cpu_seconds, mib(memory)))
-                });
+                },
+            );
+            let mut notes = Vec::new();
+            let peers = [Peer::QemuImg, Peer::Nbdcopy];
+            for peer in peers.into_iter().chain(FIO_DEPTHS.map(Peer::Fio)) {
+                let entrant = peer.entrant();
+                if let Some(why) = peer.missing(stage.disk.format) {
+                    notes.push(format!("{} is left out: {why}", entrant.name()));
+                    continue;
+                }
                 contestants.push(Contestant {
-                    entrant: entrant(system, workers_name(workers)),
-                    run,
+                    entrant,
+                    run: Box::new(move || peer.copy(stage)),
                 });
             }
-        }
-        let mut notes = Vec::new();
-        let peers = [Peer::QemuImg, Peer::Nbdcopy];
-        for peer in peers.into_iter().chain(FIO_DEPTHS.map(Peer::Fio)) {
-            let entrant = peer.entrant();
-            if let Some(why) = peer.missing(format) {
-                notes.push(format!("{} is left out: {why}", entrant.name()));
-                continue;
-            }
-            let stage = &stage;
-            contestants.push(Contestant {
-                entrant,
-                run: Box::new(move || peer.copy(stage)),
-            });
-        }
-        let title = format!("a copy of an idle disk; {}", stage.describe());
-        let mut cell = compete(name, title, COLUMNS, contestants, bench.rounds());
-        cell.notes = notes;
-        cell.pair_variants("qsd");
-        pair_best(&mut cell);
-        bench.keep(cell);
-    }
-    Ok(())
+            let title = "a copy of an idle disk";
+            let mut cell = bench.compete(stage, name, title, COLUMNS, contestants);
+            cell.notes = notes;
+            pair_best(&mut cell);
+            cell
+        },
+    )
 }
 
 /// The best of ringback by the best of each other.

@@ -18,19 +18,23 @@ use std::process::Command;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use ringback_qmp_shim::size::parse_size;
 use serde_json::{Value, json};
 
 use crate::command;
 use crate::daemon::QSD;
-use crate::guest::{CLUSTER, Load, Order, SMALL};
+use crate::disks::{parse_disk_size, parse_seconds};
+use crate::guest::{Area, CLUSTER, Load, Order, SMALL};
+use crate::images::Format;
 use crate::nbd_client::Pace;
 use crate::output::{page, table};
-use crate::place::{Format, Medium};
+use crate::place::Medium;
 
+use cell::Column;
 pub(crate) use cell::{Cell, Pair};
+use contest::{Contestant, compete};
 pub(crate) use curve::{P99, SPEED};
 pub(crate) use domination::points;
+use stage::Stage;
 
 /// What is compared.
 #[derive(Debug, Args)]
@@ -38,6 +42,9 @@ pub(crate) struct Options {
     /// The program under test
     #[arg(long, value_name = "FILE", default_value = "target/release/ringback")]
     ringback: PathBuf,
+    /// A short look: a disk of 128M, 3 runs, 0.3 seconds, unless they are given
+    #[arg(long)]
+    quick: bool,
     /// Scenarios to run
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Scenario::ALL)]
     scenario: Vec<Scenario>,
@@ -64,13 +71,22 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
     memory: PathBuf,
     /// Size of a disk, a multiple of 1M
-    #[arg(long, value_parser = parse_disk_size, default_value = "512M")]
+    #[arg(
+        long, value_parser = parse_disk_size, default_value = "512M",
+        default_value_if("quick", "true", "128M")
+    )]
     size: u64,
     /// Runs of each
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(
+        long, value_parser = clap::value_parser!(u16).range(1..), default_value = "5",
+        default_value_if("quick", "true", "3")
+    )]
     runs: u16,
     /// Seconds that a guest runs before a backup, or that a run takes
-    #[arg(long, default_value = "1", value_parser = parse_seconds)]
+    #[arg(
+        long, value_parser = parse_seconds, default_value = "1",
+        default_value_if("quick", "true", "0.3")
+    )]
     seconds: Duration,
     /// How qemu-storage-daemon does its I/O: auto tries each and takes the best
     #[arg(long, value_enum, default_value_t = Aio::Auto)]
@@ -85,23 +101,6 @@ pub(crate) struct Options {
     /// Tables and curves as one page for a browser
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-}
-
-fn parse_disk_size(text: &str) -> Result<u64, String> {
-    let size = parse_size(text).map_err(|error| error.to_string())?;
-    if size > 0 && size.is_multiple_of(1 << 20) {
-        Ok(size)
-    } else {
-        Err("it must be a multiple of 1M".into())
-    }
-}
-
-fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse::<f64>().map_err(|error| error.to_string())?;
-    match Duration::try_from_secs_f64(seconds) {
-        Ok(time) if !time.is_zero() => Ok(time),
-        _ => Err("it must be more than 0".into()),
-    }
 }
 
 fn parse_object(text: &str) -> Result<Value, String> {
@@ -174,7 +173,13 @@ impl Kind {
             Self::Random => (Order::Random, SMALL, Pace::Depth(16)),
             Self::Sequential => (Order::Sequential, 64 << 10, Pace::Depth(4)),
         };
-        Some(Load { order, len, pace })
+        let area = Area::All;
+        Some(Load {
+            order,
+            area,
+            len,
+            pace,
+        })
     }
 
     fn describe(self) -> &'static str {
@@ -229,6 +234,58 @@ impl Bench<'_> {
         .collect()
     }
 
+    /// Has everybody compete on a stage, whose disk has to be what guests have written
+    /// there afterwards.
+    fn compete(
+        &self,
+        stage: &Stage,
+        name: String,
+        title: &str,
+        columns: &'static [Column],
+        contestants: Vec<Contestant<'_>>,
+    ) -> Cell {
+        let title = format!("{title}; {}", stage.describe());
+        let good = || stage.make_good();
+        let mut cell = compete(name, title, columns, contestants, self.rounds(), good);
+        if cell.failure.is_none() {
+            cell.failure = stage.verify_disk().err();
+        }
+        cell.pair_variants("qsd");
+        cell
+    }
+
+    /// Makes a stage on each of these disks, and carries out those of the cases there
+    /// that are wanted by name.
+    fn on_stages<C: Copy>(
+        &mut self,
+        disks: Vec<(Medium, Format)>,
+        cases: &[C],
+        name: impl Fn(Medium, Format, C) -> String,
+        carry_out: impl Fn(&Self, &Stage, C, String) -> Cell,
+    ) -> Result<(), String> {
+        for (medium, format) in disks {
+            let named = cases.iter().map(|&case| (case, name(medium, format, case)));
+            let wanted: Vec<_> = named.filter(|(_, name)| self.wants(name)).collect();
+            if wanted.is_empty() {
+                continue;
+            }
+            let stage = Stage::new(self, medium, format)?;
+            for (case, name) in wanted {
+                let cell = carry_out(self, &stage, case, name);
+                let is_sound = cell.failure.is_none();
+                self.keep(cell);
+                if !is_sound && let Err(error) = stage.make_good() {
+                    println!(
+                        "{}: nothing more is compared there: {error}",
+                        stage.describe()
+                    );
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Keeps and prints what came of a comparison.
     fn keep(&mut self, cell: Cell) {
         print!("{}", table::render(&cell));
@@ -257,6 +314,7 @@ impl Bench<'_> {
                 "machine": machine(),
                 "size": self.options.size,
                 "runs": self.options.runs,
+                "quick": self.options.quick,
                 "seconds": self.options.seconds.as_secs_f64(),
                 "cells": cells,
             });
@@ -312,6 +370,9 @@ pub(crate) fn compare(options: &Options) -> Result<(), String> {
     }
     bench.report()?;
     for cell in &bench.cells {
+        if let Some(failure) = &cell.failure {
+            errors.push(format!("{}: {failure}", cell.name));
+        }
         for series in &cell.series {
             if let Some(failure) = &series.failure {
                 errors.push(format!(
@@ -395,7 +456,7 @@ mod tests {
         let copies = cells(&["--scenario=curve,idle-copy", both, "--workers=1,4"]);
         assert_eq!(copies.len(), 6, "{copies:?}");
         let filters = cells(&["--scenario=cbw,fleece,drain", "--format=qcow2"]);
-        assert_eq!(filters.len(), 5, "{filters:?}");
+        assert_eq!(filters.len(), 6, "{filters:?}");
         assert_eq!(
             cells(&["--scenario=slow-target,incremental", "--only=memory/r"]),
             ["slow-target/raw/memory/rated"]
@@ -404,6 +465,69 @@ mod tests {
             cells(&["--scenario=incremental", "--only=1T"]),
             ["incremental/qcow2/memory/1T"]
         );
+    }
+
+    const COLUMNS: &[Column] = &[cell::column("guest", "writes/s", cell::Better::More)];
+
+    #[test]
+    fn who_fails_midway_leaves_nothing_to_the_next_one() {
+        if !needs(&[Need::Program(QSD)]) {
+            return;
+        }
+        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        let directory = directory.unwrap();
+        let options = Options {
+            ringback: ringback().to_owned(),
+            memory: directory.path().to_owned(),
+            ..options(&["--size=4M", "--runs=2", "--aio=io_uring"])
+        };
+        let bench = Bench {
+            options: &options,
+            cells: Vec::new(),
+        };
+        let stage = Stage::new(&bench, Medium::Memory, Format::Raw).unwrap();
+        let contestants = stage.contestants(
+            &["writes"],
+            |_, variant| Some(variant.to_owned()),
+            |system, _| write_a_while(&stage, system),
+        );
+        let cell = bench.compete(&stage, "cell".into(), "guests", COLUMNS, contestants);
+        let [sound, failed] = &cell.series[..] else {
+            panic!("two of them");
+        };
+        assert_eq!(failed.failure.as_deref(), Some("no more of this"));
+        assert_eq!((sound.rounds.len(), &sound.failure), (2, &None));
+        // The disk is what the one that did not fail has written since.
+        assert_eq!(cell.failure, None);
+    }
+
+    /// A guest for a moment, on what must be the disk of the history. With QEMU it fails
+    /// while the guest runs.
+    fn write_a_while(stage: &Stage, system: &crate::daemon::System) -> Result<Vec<f64>, String> {
+        stage.verify_disk()?;
+        let mut daemon = stage.start(system)?;
+        daemon.export("disk", true)?;
+        let history = stage.history();
+        let load = Kind::Random.load().ok_or("a guest without a load")?;
+        let generation = history.fresh()?;
+        let socket = daemon.socket().to_owned();
+        let guest = crate::guest::Guest::start(&socket, "disk", load, &history, generation)?;
+        std::thread::sleep(Duration::from_millis(50));
+        if system.name() == "qsd" {
+            return Err("no more of this".into());
+        }
+        let phase = guest.stop_in_first_phase()?;
+        daemon.quit()?;
+        Ok(vec![phase.rate()])
+    }
+
+    #[test]
+    fn a_short_look_is_short_but_for_what_is_asked_for() {
+        let usual = options(&[]);
+        assert!(usual.runs >= 5 && usual.size == 512 << 20);
+        let quick = options(&["--quick", "--runs=7"]);
+        assert_eq!((quick.runs, quick.size), (7, 128 << 20));
+        assert_eq!(quick.seconds, Duration::from_millis(300));
     }
 
     #[test]

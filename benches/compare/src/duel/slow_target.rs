@@ -1,7 +1,6 @@
 //! `slow-target`: a guest under a copy-before-write filter whose target is slow, or
-//! stops for a while.
+//! stops for a while, beside the same guest with the same target that does neither.
 
-use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -14,11 +13,11 @@ use crate::daemon::{Daemon, System};
 use crate::duel::Bench;
 use crate::duel::cbw::Filter;
 use crate::duel::cell::{Better, Column, column};
-use crate::duel::contest::{Contestant, Run, compete};
-use crate::duel::stage::{Stage, entrant};
-use crate::guest::{Guest, Load, Order, SMALL};
+use crate::duel::stage::Stage;
+use crate::guest::{Area, CLUSTER, Guest, Load, Order, SMALL};
+use crate::images::Format;
+use crate::nbd::start_nbdkit;
 use crate::nbd_client::Pace;
-use crate::place::Format;
 
 const COLUMNS: &[Column] = &[
     column("guest", "writes/s", Better::More),
@@ -31,8 +30,16 @@ const COLUMNS: &[Column] = &[
 const SPEED: u64 = 20_000_000;
 /// How long the other one stops.
 const PAUSE: Duration = Duration::from_secs(5);
-/// A guest whose saves, 13 MB/s, such a target can take.
-const INTERVAL: Duration = Duration::from_millis(5);
+/// First writes of the paced guest a second.
+const RATE: u64 = 200;
+const INTERVAL: Duration = Duration::from_micros(1_000_000 / RATE);
+/// How much ringback keeps in memory by default.
+const SAVE_BUFFER: u64 = 64 << 20;
+
+// Even if whole clusters are saved the paced guest asks less of the slow target than
+// it takes, and the buffer holds what comes while the other one stops.
+const _: () = assert!(RATE * CLUSTER < SPEED);
+const _: () = assert!(RATE * CLUSTER * PAUSE.as_secs() < SAVE_BUFFER);
 
 /// What is wrong with the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,108 +80,120 @@ const CASES: [Case; 3] = [
     },
 ];
 
-const FILTERS: [(Filter, &str); 2] = [
-    (Filter::BreakGuestWrite, "break-guest-write"),
-    (Filter::BreakSnapshot, "break-snapshot"),
-];
+/// A contender.
+#[derive(Clone, Copy, Debug)]
+struct Variant {
+    filter: Filter,
+    /// Without it all else is the same.
+    in_trouble: bool,
+}
+
+impl Variant {
+    fn name(self, filter: &str) -> String {
+        if self.in_trouble {
+            return filter.to_owned();
+        }
+        format!("{filter}, sound target")
+    }
+}
 
 pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
-    for (medium, format) in bench.disks() {
-        if format != Format::Raw {
-            println!("slow-target is left out for qcow2: its targets are raw");
-            continue;
-        }
-        let name = |case: &Case| format!("slow-target/raw/{}/{}", medium.name(), case.name);
-        let wanted = |case: &&Case| {
-            if !bench.wants(&name(case)) {
-                return false;
-            }
-            let there = case.trouble == Trouble::Slow || command::is_there("nbdkit");
-            if !there {
-                println!("{} is left out: nbdkit is not there", name(case));
-            }
-            there
-        };
-        let cases: Vec<&Case> = CASES.iter().filter(wanted).collect();
-        if cases.is_empty() {
-            continue;
-        }
-        let stage = Stage::new(bench, medium, format)?;
-        for case in cases {
-            let mut contestants = Vec::new();
-            for (filter, filter_name) in FILTERS {
-                for system in &stage.systems {
-                    let (stage, seconds) = (&stage, bench.options.seconds);
-                    let run: Run<'_> =
-                        Box::new(move || under_trouble(stage, system, case, filter, seconds));
-                    contestants.push(Contestant {
-                        entrant: entrant(system, filter_name),
-                        run,
-                    });
+    let mut disks = bench.disks();
+    if disks.iter().any(|&(_, format)| format != Format::Raw) {
+        println!("slow-target is left out for qcow2: its targets are raw");
+        disks.retain(|&(_, format)| format == Format::Raw);
+    }
+    let has_nbdkit = command::is_there("nbdkit");
+    if !has_nbdkit {
+        println!("slow-target with a target that stops is left out: nbdkit is not there");
+    }
+    let there = |case: &Case| has_nbdkit || case.trouble != Trouble::Stops;
+    let cases: Vec<Case> = CASES.into_iter().filter(there).collect();
+    let seconds = bench.options.seconds;
+    bench.on_stages(
+        disks,
+        &cases,
+        |medium, _, case| format!("slow-target/raw/{}/{}", medium.name(), case.name),
+        |bench, stage, case, name| {
+            let variants = Filter::SAVING
+                .map(|filter| [true, false].map(|in_trouble| Variant { filter, in_trouble }));
+            let contestants = stage.contestants(
+                variants.as_flattened(),
+                |system, variant| Some(variant.name(variant.filter.name_for(system)?)),
+                move |system, variant| under_trouble(stage, system, case, variant, seconds),
+            );
+            let mut cell = bench.compete(stage, name, case.title, COLUMNS, contestants);
+            for system in &stage.systems {
+                for filter in Filter::SAVING {
+                    let Some(filter_name) = filter.name_for(system) else {
+                        continue;
+                    };
+                    let [of, by] = [true, false]
+                        .map(|in_trouble| Variant { filter, in_trouble }.name(filter_name));
+                    cell.pair((system.name(), &of), (system.name(), &by));
                 }
             }
-            let title = format!("{}; {}", case.title, stage.describe());
-            let mut cell = compete(name(case), title, COLUMNS, contestants, bench.rounds());
-            cell.pair_variants("qsd");
-            bench.keep(cell);
-            stage.verify_disk()?;
-        }
-    }
-    Ok(())
+            cell
+        },
+    )
 }
 
 fn under_trouble(
     stage: &Stage,
     system: &System,
-    case: &Case,
-    filter: Filter,
+    case: Case,
+    variant: Variant,
     seconds: Duration,
 ) -> Result<Vec<f64>, String> {
     let mut daemon = stage.start(system)?;
     let server = match case.trouble {
         Trouble::Slow => {
-            add_slow_target(&mut daemon, stage)?;
+            // No limit is one of 0.
+            let limit = if variant.in_trouble { SPEED } else { 0 };
+            add_throttled_target(&mut daemon, stage, limit)?;
             None
         }
         Trouble::Stops => Some(add_nbd_target(&mut daemon, stage)?),
     };
-    let node = filter.insert(&mut daemon)?;
+    let node = variant.filter.insert(&mut daemon)?;
     daemon.export(node, true)?;
-    let point = stage.history.now();
+    let history = stage.history();
+    let point = history.now();
     let load = Load {
         order: Order::FirstWrites,
+        area: Area::All,
         len: SMALL,
         pace: case.pace,
     };
-    let generation = stage.history.fresh()?;
-    let guest = Guest::start(daemon.socket(), node, load, &stage.history, generation)?;
+    let generation = history.fresh()?;
+    let guest = Guest::start(daemon.socket(), node, load, &history, generation)?;
     sleep(seconds);
     if let Some(server) = &server {
-        server.signal(Signal::SIGSTOP)?;
+        if variant.in_trouble {
+            server.signal(Signal::SIGSTOP)?;
+        }
         sleep(PAUSE);
-        server.signal(Signal::SIGCONT)?;
+        if variant.in_trouble {
+            server.signal(Signal::SIGCONT)?;
+        }
         sleep(seconds);
     }
-    let phases = guest.stop()?;
-    filter.remove(&mut daemon, node)?;
+    let phase = guest.stop_in_first_phase()?;
+    variant.filter.remove(&mut daemon, node)?;
     daemon.del_node("target")?;
     daemon.quit()?;
     // It has written what it has answered.
     drop(server);
-    stage.verify_saved(&point, &stage.history.blocks_of(generation))?;
-    let [phase] = &phases[..] else {
-        return Err("a guest of one phase has another one".into());
-    };
-    let quantiles = [0.5, 0.99, 1.0];
+    stage.verify_saved(&point, &history.blocks_of(generation))?;
     let mut row = vec![phase.rate()];
-    row.extend(quantiles.map(|quantile| phase.percentile(quantile)));
+    row.extend(phase.percentiles([0.5, 0.99, 1.0]));
     Ok(row)
 }
 
 /// The target behind a throttle filter.
-fn add_slow_target(daemon: &mut Daemon, stage: &Stage) -> Result<(), String> {
+fn add_throttled_target(daemon: &mut Daemon, stage: &Stage, limit: u64) -> Result<(), String> {
     let group = json!({
-        "qom-type": "throttle-group", "id": "slow", "limits": { "bps-write": SPEED },
+        "qom-type": "throttle-group", "id": "slow", "limits": { "bps-write": limit },
     });
     daemon.run("object-add", &group)?;
     daemon.add_image("behind", &stage.target, false)?;
@@ -188,16 +207,8 @@ fn add_slow_target(daemon: &mut Daemon, stage: &Stage) -> Result<(), String> {
 /// The target behind a server.
 fn add_nbd_target(daemon: &mut Daemon, stage: &Stage) -> Result<Process, String> {
     let socket = stage.place.path().join("target.sock");
-    // Of the one before.
-    let _ = std::fs::remove_file(&socket);
-    let mut command = Command::new("nbdkit");
-    command.arg("-f").arg("-U").arg(&socket).arg("file");
-    command.arg(&stage.target.path);
     let log = stage.place.path().join("nbdkit.log");
-    let mut server = Process::start(&mut command, &log)?;
-    server
-        .wait_socket(&socket)
-        .map_err(|error| format!("nbdkit: {error}"))?;
+    let server = start_nbdkit(&stage.target.path, &socket, &log)?;
     let node = json!({
         "driver": "nbd", "node-name": "target",
         "server": { "type": "unix", "path": socket },

@@ -1,5 +1,6 @@
 //! A disk, a target, and the systems that work on them in turn.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,10 +9,12 @@ use serde_json::{Value, json};
 use crate::command;
 use crate::daemon::{Daemon, QSD, System};
 use crate::duel::cell::Entrant;
+use crate::duel::contest::Contestant;
 use crate::duel::{Aio, Bench};
 use crate::history::{History, PointInTime};
+use crate::images::Format;
 use crate::pattern::BLOCK;
-use crate::place::{Format, Image, Medium, Place};
+use crate::place::{Image, Medium, Place};
 use crate::verify;
 
 /// Workers with which QEMU's ways of doing I/O are compared.
@@ -22,7 +25,8 @@ pub(super) struct Stage {
     pub(super) place: Place,
     pub(super) disk: Image,
     pub(super) target: Image,
-    pub(super) history: Arc<History>,
+    /// Of the disk since it was filled.
+    history: RefCell<Arc<History>>,
     pub(super) systems: Vec<System>,
     extension: Option<Value>,
 }
@@ -45,7 +49,7 @@ impl Stage {
         let disk = place.disk(format, options.size)?;
         let target = place.target(format, options.size)?;
         let mut stage = Self {
-            history: Arc::new(History::new(options.size)),
+            history: RefCell::new(Arc::new(History::new(options.size))),
             systems: vec![System::Ringback(options.ringback.clone())],
             extension: options.extension.clone(),
             place,
@@ -78,6 +82,40 @@ impl Stage {
         }
         let best = (0..times.len()).min_by(|&one, &other| times[one].total_cmp(&times[other]));
         Ok(candidates[best.unwrap_or(0)])
+    }
+
+    /// What has been written since the disk was filled.
+    pub(super) fn history(&self) -> Arc<History> {
+        Arc::clone(&self.history.borrow())
+    }
+
+    /// Fills the disk again, for nobody knows what is there after a run that failed:
+    /// what was in flight may have been written, or not.
+    pub(super) fn make_good(&self) -> Result<(), String> {
+        self.place.refill(&self.disk)?;
+        *self.history.borrow_mut() = Arc::new(History::new(self.disk.size));
+        self.rest()
+    }
+
+    /// Everybody in every variant that has a name for them. Neighbours are those who
+    /// do the same.
+    pub(super) fn contestants<'a, V: Copy + 'a>(
+        &'a self,
+        variants: &[V],
+        name: impl Fn(&System, V) -> Option<String>,
+        run: impl Fn(&System, V) -> Result<Vec<f64>, String> + Copy + 'a,
+    ) -> Vec<Contestant<'a>> {
+        let pairs = variants
+            .iter()
+            .flat_map(|&variant| self.systems.iter().map(move |system| (variant, system)));
+        pairs
+            .filter_map(|(variant, system)| {
+                Some(Contestant {
+                    entrant: entrant(system, name(system, variant)?),
+                    run: Box::new(move || run(system, variant)),
+                })
+            })
+            .collect()
     }
 
     /// A sentence on what is compared here.
@@ -148,7 +186,7 @@ impl Stage {
     pub(super) fn copy(&self, system: &System, workers: u32) -> Result<(Cost, u64), String> {
         let mut daemon = self.start(system)?;
         daemon.add_image("target", &self.target, false)?;
-        let point = self.history.now();
+        let point = self.history().now();
         let (start, cpu) = (Instant::now(), daemon.cpu_seconds()?);
         daemon.start_backup(&self.backup_arguments(system, workers))?;
         let cost = self.finish_backup(&mut daemon, start, cpu)?;
@@ -183,19 +221,29 @@ impl Stage {
     /// Whether the disk is what guests have written.
     pub(super) fn verify_disk(&self) -> Result<(), String> {
         let all = verify::whole(self.disk.size);
-        let now = self.history.now();
+        let now = self.history().now();
         let end = verify::image(&self.disk, &now, all, self.judge(), self.place.path());
         end.map_err(|error| format!("the guest's own disk: {error}"))
     }
 
-    pub(super) fn mib(&self) -> f64 {
-        mib(self.disk.size)
+    /// Megabytes a second, where the whole disk takes so long.
+    pub(super) fn speed(&self, seconds: f64) -> f64 {
+        megabytes(self.disk.size) / seconds
+    }
+
+    /// Of what the whole disk takes, the part of a GiB.
+    pub(super) fn per_gib(&self, whole: f64) -> f64 {
+        whole / (mib(self.disk.size) / 1024.0)
     }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "disks of whole MiB")]
 pub(super) fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
+}
+
+pub(super) fn megabytes(bytes: u64) -> f64 {
+    mib(bytes) * f64::from(1 << 20) / 1e6
 }
 
 pub(super) fn entrant(system: &System, variant: impl Into<String>) -> Entrant {

@@ -39,7 +39,7 @@ pub(crate) fn render(machine: &str, cells: &[Cell]) -> String {
         );
         page.push_str(&curves(cell));
         page.push_str(&table(cell));
-        for note in &cell.notes {
+        for note in cell.failure.iter().chain(&cell.notes) {
             let _ = writeln!(page, "<p>{}</p>", plain(note));
         }
     }

@@ -76,6 +76,9 @@ pub(crate) fn render(cell: &Cell) -> String {
             let _ = writeln!(text, "  {} FAILED: {failure}", series.entrant.name());
         }
     }
+    if let Some(failure) = &cell.failure {
+        let _ = writeln!(text, "  FAILED: {failure}");
+    }
     for note in &cell.notes {
         let _ = writeln!(text, "  {note}");
     }
