@@ -413,7 +413,7 @@ impl Governor {
             debt: 0.0,
             cut: None,
             is_excused: false,
-            unflushed: UNFLUSHED_MAX,
+            unflushed: UNFLUSHED_MIN,
             was_felt: false,
             flushed_ns: now_ns,
             seen,
@@ -564,7 +564,7 @@ impl Governor {
             }
             Phase::Sharing => Allowance::of(self.budget, self.ceiling),
         };
-        if self.target != LatencyTarget::Off {
+        if self.phase == Phase::Sharing && self.target != LatencyTarget::Off {
             allowance.unflushed = whole(self.unflushed);
         }
         if allowance.depth > 0 {
