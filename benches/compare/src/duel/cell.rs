@@ -107,7 +107,7 @@ impl Cell {
     pub(crate) fn pair_variants(&mut self, system: &str) {
         for of in 0..self.series.len() {
             let entrant = &self.series[of].entrant;
-            if entrant.system != "ringback" {
+            if !entrant.system.starts_with("ringback") {
                 continue;
             }
             if let Some(by) = self.find(system, &entrant.variant) {

@@ -3,6 +3,8 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
 use crate::daemon::{ReaderWait, System};
 use crate::duel::cell::{Better, Column, column};
 use crate::duel::stage::{Cost, Stage, workers_name};
@@ -12,6 +14,9 @@ use crate::guest::{Guest, Phase};
 /// Columns that the curve is made of.
 pub(crate) const SPEED: usize = 0;
 pub(crate) const P99: usize = 4;
+
+/// A curve of its own: ringback with nothing that slows it down for a guest.
+pub(crate) const UNBOUND: &str = "ringback, no latency target";
 
 const COLUMNS: &[Column] = &[
     column("backup", "MB/s", Better::More),
@@ -38,15 +43,29 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
             format!("curve/{format}/{medium}/{}", kind.name())
         },
         |bench, stage, kind, name| {
-            let contestants = stage.contestants(
-                workers,
-                |_, workers| Some(workers_name(workers)),
-                move |system, workers| backup(stage, system, workers, kind, seconds),
-            );
+            let run = move |system: &System, workers| {
+                let arguments = stage.backup_arguments(system, workers);
+                backup(stage, system, &arguments, kind, seconds)
+            };
+            let run_unbound = move |system: &System, workers| {
+                let mut arguments = stage.backup_arguments(system, workers);
+                arguments["x-perf"]["latency-target"] = json!(0);
+                backup(stage, system, &arguments, kind, seconds)
+            };
+            let mut contestants =
+                stage.contestants(workers, |_, workers| Some(workers_name(workers)), run);
+            let name_unbound = |system: &System, workers| {
+                let has_one = matches!(system, System::Ringback(_)) && kind != Kind::Idle;
+                has_one.then(|| workers_name(workers))
+            };
+            for mut unbound in stage.contestants(workers, name_unbound, run_unbound) {
+                unbound.entrant.system = UNBOUND;
+                contestants.push(unbound);
+            }
             let title = format!("full backup under {}", kind.describe());
             let mut cell = bench.compete(stage, name, &title, COLUMNS, contestants);
             if kind != Kind::Idle {
-                let verdict = domination::verdict(&cell, "qsd", SPEED, P99);
+                let verdict = domination::verdict(&cell, &["ringback", UNBOUND], "qsd", SPEED, P99);
                 cell.notes.extend(verdict);
             }
             cell
@@ -58,7 +77,7 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
 fn backup(
     stage: &Stage,
     system: &System,
-    workers: u32,
+    arguments: &Value,
     kind: Kind,
     seconds: Duration,
 ) -> Result<Vec<f64>, String> {
@@ -74,14 +93,13 @@ fn backup(
     });
     let guest = guest.transpose()?;
     let point = history.now().while_writing(before);
-    let arguments = stage.backup_arguments(system, workers);
     // What was before does not count.
     daemon.reader_wait()?;
     let (start, cpu) = (Instant::now(), daemon.cpu_seconds()?);
     if let Some(guest) = &guest {
         guest.next_phase();
     }
-    daemon.start_backup(&arguments)?;
+    daemon.start_backup(arguments)?;
     if let Some(guest) = &guest {
         // What is sent from here on is none of the backup's.
         guest.write(after);

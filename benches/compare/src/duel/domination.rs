@@ -23,18 +23,18 @@ pub(crate) fn not_dominated(ours: &[Point], theirs: &[Point]) -> Vec<usize> {
         .collect()
 }
 
-/// The medians of a system's runs with their variants, where both figures are
+/// The medians of some systems' runs with their variants, where both figures are
 /// there.
 pub(crate) fn points(
     cell: &Cell,
-    system: &str,
+    systems: &[&str],
     speed: usize,
     latency: usize,
 ) -> Vec<(String, Point)> {
     let own = cell
         .series
         .iter()
-        .filter(|series| series.entrant.system == system);
+        .filter(|series| systems.contains(&series.entrant.system));
     own.filter_map(|series| {
         let point = Point {
             speed: series.median(speed)?,
@@ -46,9 +46,15 @@ pub(crate) fn points(
 }
 
 /// A sentence on it.
-pub(crate) fn verdict(cell: &Cell, peer: &str, speed: usize, latency: usize) -> Option<String> {
-    let ours = points(cell, "ringback", speed, latency);
-    let theirs = points(cell, peer, speed, latency);
+pub(crate) fn verdict(
+    cell: &Cell,
+    ours: &[&str],
+    peer: &str,
+    speed: usize,
+    latency: usize,
+) -> Option<String> {
+    let ours = points(cell, ours, speed, latency);
+    let theirs = points(cell, &[peer], speed, latency);
     if ours.is_empty() || theirs.is_empty() {
         return None;
     }
@@ -99,8 +105,8 @@ mod tests {
             ("qsd", "1 worker", &[[400.0, 2.0]]),
             ("qsd", "8 workers", &[[450.0, 9.0]]),
         ]);
-        let verdict = verdict(&cell, "qsd", 0, 1).unwrap();
+        let verdict = verdict(&cell, &["ringback"], "qsd", 0, 1).unwrap();
         assert!(verdict.ends_with("missed at 1 worker"), "{verdict}");
-        assert_eq!(super::verdict(&cell, "fio", 0, 1), None);
+        assert_eq!(super::verdict(&cell, &["ringback"], "fio", 0, 1), None);
     }
 }

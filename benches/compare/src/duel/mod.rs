@@ -32,7 +32,7 @@ use crate::place::Medium;
 use cell::Column;
 pub(crate) use cell::{Cell, Pair};
 use contest::{Contestant, compete};
-pub(crate) use curve::{P99, SPEED};
+pub(crate) use curve::{P99, SPEED, UNBOUND};
 pub(crate) use domination::points;
 use stage::Stage;
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::duel::{Cell, P99, SPEED, points};
+use crate::duel::{Cell, P99, SPEED, UNBOUND, points};
 use crate::output::plot::{Curve, Plot, render as draw};
 use crate::output::table::rows;
 
@@ -74,7 +74,7 @@ fn curves(cell: &Cell) -> String {
     }
     let curve = |name: &'static str| Curve {
         name,
-        points: points(cell, name, SPEED, P99)
+        points: points(cell, &[name], SPEED, P99)
             .into_iter()
             .map(|(variant, point)| {
                 let workers = variant.split(' ').next().unwrap_or_default().to_owned();
@@ -85,7 +85,7 @@ fn curves(cell: &Cell) -> String {
     let plot = Plot {
         x: "backup MB/s",
         y: "guest p99, ms".into(),
-        curves: ["ringback", "qsd"].map(curve).into(),
+        curves: ["ringback", UNBOUND, "qsd"].map(curve).into(),
     };
     draw(&plot).unwrap_or_default()
 }

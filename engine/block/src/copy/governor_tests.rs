@@ -688,11 +688,7 @@ fn unflushed_beside(flush_ms: u64, guest_ms: u64) -> u64 {
             seen.flushes += 1;
             seen.flushing_ns += flush_ms * MS;
         }
-        let latency_ns = if was_flushing {
-            guest_ms * MS
-        } else {
-            MS / 10
-        };
+        let latency_ns = if was_flushing { guest_ms * MS } else { MS / 10 };
         seen.guest.started += 1;
         seen.guest.ended[bucket(latency_ns)] += 1;
         allowed = governor.tick(seen.clone()).unflushed;
@@ -704,7 +700,11 @@ fn unflushed_beside(flush_ms: u64, guest_ms: u64) -> u64 {
 fn flushes_are_as_small_as_the_guest_needs_them() {
     assert_eq!(unflushed_beside(8, 5), MIB, "it feels them");
     assert_eq!(unflushed_beside(8, 0), 32 * MIB, "it does not");
-    assert_eq!(unflushed_beside(30, 5), 32 * MIB, "they are all that is done");
+    assert_eq!(
+        unflushed_beside(30, 5),
+        32 * MIB,
+        "they are all that is done"
+    );
 }
 
 #[test]
