@@ -453,8 +453,10 @@ mod tests {
             return;
         }
         let both = "--format=raw,qcow2";
-        let copies = cells(&["--scenario=curve,idle-copy", both, "--workers=1,4"]);
-        assert_eq!(copies.len(), 6, "{copies:?}");
+        let copies = cells(&["--scenario=idle-copy", both, "--workers=1,4"]);
+        assert_eq!(copies.len(), 2, "{copies:?}");
+        let curves = cells(&["--scenario=curve", "--guest=idle,random", "--workers=4"]);
+        assert_eq!(curves.len(), 2, "{curves:?}");
         let filters = cells(&["--scenario=cbw,fleece,drain", "--format=qcow2"]);
         assert_eq!(filters.len(), 6, "{filters:?}");
         assert_eq!(

@@ -35,7 +35,8 @@
 //!
 //! If nobody has given one it is learned: every few seconds the copy stands
 //! still for some tens of milliseconds (`Phase::Listening`); two and a half times the
-//! p99 of what the guest feels then is the target.
+//! p99 of what the guest feels then is the target, and six times the median must not
+//! be exceeded by more than half of its requests.
 
 use crate::copy::guest::{BUCKETS, Counts, bucket, bucket_end};
 
@@ -86,6 +87,13 @@ const DEBTS_MAX: f64 = 3.0;
 /// it. More if more may be late, so that growth and cuts keep that balance.
 const GROWTH_FAST: f64 = 0.02;
 const GROWTH_SLOW: f64 = 0.002;
+/// A guest that sends one request after the other gets as much done as these are
+/// short: the median, too, may only be so many times what it is alone. So many more
+/// requests above than below, and it is not kept.
+const SLOW_BY_MEDIAN: u64 = 6;
+const SLOW_MAX: f64 = 32.0;
+/// What that leaves of the budget: there is no hurry.
+const EASE: f64 = 0.85;
 /// The budget that hurt is near from this share of it up to as much beyond.
 const NEAR: f64 = 0.8;
 /// Time that counts as one request in time: guests may be slow.
@@ -357,6 +365,8 @@ pub struct Governor {
     // The target.
     baseline: Distribution,
     target_ns: u64,
+    /// What half of the requests should not exceed.
+    slow_ns: u64,
     /// The share of requests that may be late.
     may_be_late: f64,
     listened_ns: Option<u64>,
@@ -372,6 +382,8 @@ pub struct Governor {
     budget: f64,
     hurt: f64,
     debt: f64,
+    /// How many more requests were slow than were not.
+    slow: f64,
     /// After a cut, until what was in flight then is gone: by when, and the
     /// guest's requests and the copies that must have ended.
     cut: Option<(u64, u64, u64)>,
@@ -400,6 +412,7 @@ impl Governor {
             recent_ns: now_ns,
             baseline: Distribution::default(),
             target_ns: TARGET_UNKNOWN_NS,
+            slow_ns: TARGET_UNKNOWN_NS,
             may_be_late: LATE,
             listened_ns: None,
             heard: [0; BUCKETS],
@@ -411,6 +424,7 @@ impl Governor {
             budget: CHUNK_GOOD,
             hurt: f64::INFINITY,
             debt: 0.0,
+            slow: 0.0,
             cut: None,
             is_excused: false,
             unflushed: UNFLUSHED_MIN,
@@ -428,6 +442,7 @@ impl Governor {
         self.listened_ns = None;
         self.hurt = f64::INFINITY;
         self.debt = 0.0;
+        self.slow = 0.0;
     }
 
     /// What is allowed from now on.
@@ -677,6 +692,7 @@ impl Governor {
         let quantile = |share| self.baseline.quantile(share).unwrap_or(0);
         let usual_ns = quantile(0.99).min(P99_BY_MEDIAN * quantile(0.5));
         self.target_ns = whole(TARGET_BY_P99 * usual_ns as f64).max(TARGET_MIN_NS);
+        self.slow_ns = (SLOW_BY_MEDIAN * quantile(0.5)).max(TARGET_MIN_NS);
         // What others do to the guest goes on while the copy runs.
         let late = self.baseline.share_above(self.target_ns);
         self.may_be_late = (LATE + 2.0 * late).min(LATE_MAX);
@@ -706,6 +722,11 @@ impl Governor {
         let debt = 1.0 / self.may_be_late - 1.0;
         if !self.is_excused {
             self.debt = (self.debt + debt * late - earned).clamp(0.0, DEBTS_MAX * debt);
+            if self.target == LatencyTarget::Auto {
+                let slow = count(&ended[bucket(self.slow_ns) + 1..]);
+                let more = 2.0 * slow - (in_time + late);
+                self.slow = (self.slow + more).clamp(-SLOW_MAX, SLOW_MAX);
+            }
         }
         if let Some((until_ns, requests, copies)) = self.cut {
             // What ends meanwhile was in flight, and has been answered.
@@ -717,8 +738,10 @@ impl Governor {
             return;
         }
         if late > 0.0 || oldest_ns > target_ns {
-            self.cut();
-        } else if self.debt == 0.0 {
+            self.cut(CUT);
+        } else if self.slow >= SLOW_MAX {
+            self.cut(EASE);
+        } else if self.debt == 0.0 && self.slow <= 0.0 {
             let is_near = (NEAR..1.0 / NEAR).contains(&(self.budget / self.hurt));
             let growth =
                 if is_near { GROWTH_SLOW } else { GROWTH_FAST } * (self.may_be_late / LATE);
@@ -748,9 +771,10 @@ impl Governor {
         self.was_felt = false;
     }
 
-    fn cut(&mut self) {
+    fn cut(&mut self, leaves: f64) {
         self.hurt = self.budget;
-        self.budget = (self.budget * CUT).max(BUDGET_MIN);
+        self.budget = (self.budget * leaves).max(BUDGET_MIN);
+        self.slow = 0.0;
         self.wait_until_cleared();
     }
 
