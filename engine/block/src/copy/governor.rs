@@ -395,6 +395,8 @@ pub struct Governor {
     was_felt: bool,
     /// When the last one had ended.
     flushed_ns: u64,
+    /// They take more of the time than what lies between them.
+    flushes_prevail: bool,
 }
 
 impl Governor {
@@ -430,6 +432,7 @@ impl Governor {
             unflushed: UNFLUSHED_MIN,
             was_felt: false,
             flushed_ns: now_ns,
+            flushes_prevail: false,
             seen,
         }
     }
@@ -714,10 +717,13 @@ impl Governor {
             if has_flushed {
                 self.adapt_flushes(before);
             }
-            // Whom a flush of the target holds up says nothing of the budget.
-            self.is_excused = true;
-            self.wait_until_cleared();
-            return;
+            // Whom a flush of the target holds up says nothing of the budget, unless
+            // there is little else: then less must be copied.
+            if !self.flushes_prevail {
+                self.is_excused = true;
+                self.wait_until_cleared();
+                return;
+            }
         }
         let debt = 1.0 / self.may_be_late - 1.0;
         if !self.is_excused {
@@ -761,7 +767,8 @@ impl Governor {
     fn adapt_flushes(&mut self, before: &Seen) {
         let took_ns = (self.seen.flushing_ns - before.flushing_ns) as f64;
         let all_ns = (self.seen.now_ns - self.flushed_ns) as f64;
-        let factor = if self.was_felt && took_ns < all_ns / 2.0 {
+        self.flushes_prevail = took_ns >= all_ns / 2.0;
+        let factor = if self.was_felt && !self.flushes_prevail {
             UNFLUSHED_CUT
         } else {
             UNFLUSHED_GROWTH

@@ -673,12 +673,12 @@ fn whom_a_flush_holds_up_does_not_count() {
     assert!(budget_beside(20, true) >= undisturbed / 2);
 }
 
-/// What may be written before a flush, after many that took `flush_ms` of every 40
-/// milliseconds, beside a guest whose requests took `guest_ms` meanwhile.
-fn unflushed_beside(flush_ms: u64, guest_ms: u64) -> u64 {
+/// What may be in flight, and written before a flush, after many that took `flush_ms`
+/// of every 40 milliseconds, beside a guest whose requests took `guest_ms` meanwhile.
+fn allowed_beside(flush_ms: u64, guest_ms: u64) -> Allowance {
     let mut governor = Governor::new(CEILING, LatencyTarget::Bound(MS), Seen::default());
     let mut seen = Seen::default();
-    let mut allowed = 0;
+    let mut allowed = Allowance::all(CEILING);
     for tick in 1..2000u64 {
         seen.now_ns = tick * TICK_NS;
         let in_turn = seen.now_ns / MS % 40;
@@ -691,20 +691,27 @@ fn unflushed_beside(flush_ms: u64, guest_ms: u64) -> u64 {
         let latency_ns = if was_flushing { guest_ms * MS } else { MS / 10 };
         seen.guest.started += 1;
         seen.guest.ended[bucket(latency_ns)] += 1;
-        allowed = governor.tick(seen.clone()).unflushed;
+        allowed = governor.tick(seen.clone());
     }
     allowed
 }
 
 #[test]
 fn flushes_are_as_small_as_the_guest_needs_them() {
-    assert_eq!(unflushed_beside(8, 5), MIB, "it feels them");
-    assert_eq!(unflushed_beside(8, 0), 32 * MIB, "it does not");
-    assert_eq!(
-        unflushed_beside(30, 5),
-        32 * MIB,
-        "they are all that is done"
-    );
+    let unflushed = |flush_ms, guest_ms| allowed_beside(flush_ms, guest_ms).unflushed;
+    assert_eq!(unflushed(8, 5), MIB, "it feels them");
+    assert_eq!(unflushed(8, 0), 32 * MIB, "it does not");
+    assert_eq!(unflushed(30, 5), 32 * MIB, "they are all that is done");
+}
+
+#[test]
+fn where_little_is_done_but_flushing_less_is_copied() {
+    let in_flight = |flush_ms| {
+        let allowed = allowed_beside(flush_ms, 5);
+        allowed.depth as f64 * allowed.chunk as f64 * allowed.duty
+    };
+    assert!(in_flight(8) > 64.0 * KIB as f64, "{}", in_flight(8));
+    assert!(in_flight(30) < 16.0 * KIB as f64, "{}", in_flight(30));
 }
 
 #[test]

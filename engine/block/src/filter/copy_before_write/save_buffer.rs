@@ -289,7 +289,9 @@ impl SaveBuffer {
         let half = self.limit / 2;
         let above = u128::from(self.used().saturating_sub(half)) * u128::from(DRAINERS_MAX);
         let wanted = above / u128::from((self.limit - half).max(1));
-        u64::try_from(wanted).map_or(DRAINERS_MAX, |wanted| wanted.clamp(DRAINERS_MIN, DRAINERS_MAX))
+        u64::try_from(wanted).map_or(DRAINERS_MAX, |wanted| {
+            wanted.clamp(DRAINERS_MIN, DRAINERS_MAX)
+        })
     }
 
     /// What is at the start of `span`, which is not empty.
@@ -571,7 +573,10 @@ mod tests {
         for index in 0..16 {
             drainers += u64::from(keep(&buffer, 2 * index * KIB, KIB, 1));
         }
-        assert_eq!(drainers, 10, "a few up to the half, then the more the fuller");
+        assert_eq!(
+            drainers, 10,
+            "a few up to the half, then the more the fuller"
+        );
         // The emptier, the fewer: the last of them leaves nothing behind.
         while drainers > 0 {
             match buffer.next_batch() {
