@@ -79,7 +79,9 @@ impl Peer {
                     return command;
                 }
                 command.arg("--");
-                for (mode, path) in [("-r", disk), ("-t", target)] {
+                // Not told to stay: it ends with the last connection, also if it misses
+                // the signal that nbdcopy sends.
+                for (mode, path) in [("-r", disk), ("--shared=0", target)] {
                     let cache = if direct { "none" } else { "writeback" };
                     command.args(["[", "qemu-nbd", mode, "-f", format, "--cache", cache]);
                     command.arg(path).arg("]");
