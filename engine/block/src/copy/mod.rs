@@ -6,6 +6,7 @@ pub mod governor;
 #[cfg(test)]
 mod governor_tests;
 pub mod guest;
+mod measure;
 pub(crate) mod pace;
 pub mod pool;
 pub mod rate;
