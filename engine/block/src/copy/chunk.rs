@@ -139,16 +139,14 @@ impl Copier {
         bytes: Span,
     ) -> Result<Copied, CopyError> {
         let start = shard.now_ns();
-        self.target
-            .write_zeroes(shard, bytes, ZeroFlags::UNMAP)
-            .await
-            .map_err(|errno| CopyError {
-                side: Side::Target,
-                errno,
-            })?;
-        shard
-            .local::<Metrics>()
-            .record(Class::CopyWrite, shard.now_ns() - start);
+        let flags = ZeroFlags::UNMAP;
+        let written = self.target.write_zeroes(shard, bytes, flags).await;
+        let metrics = shard.local::<Metrics>();
+        metrics.record(Class::CopyWrite, shard.now_ns() - start);
+        written.map_err(|errno| CopyError {
+            side: Side::Target,
+            errno,
+        })?;
         Ok(Copied {
             data: 0,
             zero: bytes.len,
