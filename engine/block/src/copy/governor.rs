@@ -25,11 +25,8 @@
 //! # Flushes
 //!
 //! A device that has to write down at the end all that its cache holds serves
-//! nobody else meanwhile. So the target is flushed bit by bit, and how much is
-//! written between two flushes follows the guest, too: half of it after a flush that
-//! made the guest late, a little more after one that did not. But flushing takes
-//! no more of the time than copying: where a flush takes long however little there
-//! is to write, there are fewer of them.
+//! nobody else meanwhile. So the target is flushed bit by bit, as `flushes.rs` says.
+//! Whom a flush holds up says nothing of the budget.
 //!
 //! # The target
 //!
@@ -38,6 +35,7 @@
 //! p99 of what the guest feels then is the target, and six times the median must not
 //! be exceeded by more than half of its requests.
 
+use crate::copy::flushes::Flushes;
 use crate::copy::guest::{BUCKETS, Counts, bucket};
 use crate::copy::measure::{Best, Distribution};
 
@@ -101,13 +99,6 @@ const NEAR: f64 = 0.8;
 const SLOW_GUEST_NS: f64 = 30.0 * MS as f64;
 /// What was in flight at a cut is gone by then at the latest.
 const CLEARED_NS: u64 = 250 * MS;
-
-/// What is written between two flushes of the target, in bytes, and what becomes of
-/// it with a flush that the guest felt and with one that it did not.
-const UNFLUSHED_MIN: f64 = 1024.0 * KIB;
-const UNFLUSHED_MAX: f64 = 32.0 * 1024.0 * KIB;
-const UNFLUSHED_CUT: f64 = 0.5;
-const UNFLUSHED_GROWTH: f64 = 1.25;
 
 /// How often, how long and for how many requests the guest is listened to.
 const LISTEN_EVERY_NS: u64 = 4000 * MS;
@@ -204,7 +195,7 @@ impl Allowance {
             depth: whole(depth),
             chunk: whole(chunk),
             duty: (budget / CHUNK_MIN).min(1.0),
-            unflushed: whole(UNFLUSHED_MAX),
+            unflushed: Flushes::between_alone(),
         }
     }
 }
@@ -311,14 +302,7 @@ pub struct Governor {
     cut: Option<(u64, u64, u64)>,
     /// What is waited for was held up by a flush.
     is_excused: bool,
-    // Flushes of the target.
-    unflushed: f64,
-    /// The guest was late during the one that goes on.
-    was_felt: bool,
-    /// When the last one had ended.
-    flushed_ns: u64,
-    /// They take more of the time than what lies between them.
-    flushes_prevail: bool,
+    flushes: Flushes,
 }
 
 impl Governor {
@@ -351,10 +335,7 @@ impl Governor {
             slow: 0.0,
             cut: None,
             is_excused: false,
-            unflushed: UNFLUSHED_MIN,
-            was_felt: false,
-            flushed_ns: now_ns,
-            flushes_prevail: false,
+            flushes: Flushes::new(&seen),
             seen,
         }
     }
@@ -378,6 +359,8 @@ impl Governor {
         if self.target != LatencyTarget::Off {
             self.turn(&ended, &before);
         }
+        let is_shared = self.phase == Phase::Sharing;
+        self.flushes.follow(&self.seen, is_shared);
         self.allowance()
     }
 
@@ -386,8 +369,8 @@ impl Governor {
         let _ = self.note_guest(&seen);
         self.note_copy(&seen);
         self.seen = seen;
-        self.is_excused = true;
-        self.wait_until_cleared();
+        self.flushes.follow(&self.seen, false);
+        self.excuse();
     }
 
     /// How things stand.
@@ -505,7 +488,7 @@ impl Governor {
             Phase::Sharing => Allowance::of(self.budget, self.ceiling),
         };
         if self.phase == Phase::Sharing && self.target != LatencyTarget::Off {
-            allowance.unflushed = whole(self.unflushed);
+            allowance.unflushed = self.flushes.between();
         }
         if allowance.depth > 0 {
             allowance.depth = (allowance.depth + self.extra).min(self.ceiling.depth);
@@ -572,7 +555,9 @@ impl Governor {
     fn drain(&mut self, until_ns: u64, sent: Option<u64>) {
         let now_ns = self.seen.now_ns;
         let sent = match sent {
-            None if self.copies_in_flight() == 0 => Some(self.seen.guest.started),
+            None if self.copies_in_flight() == 0 && !self.seen.is_flushing => {
+                Some(self.seen.guest.started)
+            }
             sent => sent,
         };
         if sent.is_some_and(|sent| self.requests_ended() >= sent) {
@@ -611,6 +596,7 @@ impl Governor {
         self.heard = [0; BUCKETS];
         // Nothing that was in flight before is: what comes now is ours.
         self.cut = None;
+        self.is_excused = false;
         if self.baseline.total < BASELINE_MIN {
             return;
         }
@@ -618,9 +604,11 @@ impl Governor {
         let usual_ns = quantile(0.99).min(P99_BY_MEDIAN * quantile(0.5));
         self.target_ns = whole(TARGET_BY_P99 * usual_ns as f64).max(TARGET_MIN_NS);
         self.slow_ns = (SLOW_BY_MEDIAN * quantile(0.5)).max(TARGET_MIN_NS);
-        // What others do to the guest goes on while the copy runs.
-        let late = self.baseline.share_above(self.target_ns);
-        self.may_be_late = (LATE + 2.0 * late).min(LATE_MAX);
+        if self.target == LatencyTarget::Auto {
+            // What others do to the guest goes on while the copy runs.
+            let late = self.baseline.share_above(self.target_ns);
+            self.may_be_late = (LATE + 2.0 * late).min(LATE_MAX);
+        }
     }
 
     /// The guest is there: more or less than before?
@@ -633,24 +621,20 @@ impl Governor {
         let late = count(&ended[first_late..]);
         let oldest_ns = self.oldest_ns();
         let earned = in_time.max((now_ns - before.now_ns) as f64 / SLOW_GUEST_NS);
-        let has_flushed = self.seen.flushes > before.flushes;
-        if self.seen.is_flushing || has_flushed {
-            self.was_felt |= late > 0.0 || oldest_ns > target_ns;
-            if has_flushed {
-                self.adapt_flushes(before);
+        if self.flushes.are_seen(&self.seen) {
+            if !before.is_flushing {
+                self.flushes.begin(self.requests_ended());
             }
-            // Whom a flush of the target holds up says nothing of the budget, unless
-            // there is little else: then less must be copied.
-            if !self.flushes_prevail {
-                self.is_excused = true;
-                self.wait_until_cleared();
+            self.flushes.feel(late > 0.0 || oldest_ns > target_ns);
+            if !self.flushes.prevail() {
+                self.excuse();
                 return;
             }
         }
         let debt = 1.0 / self.may_be_late - 1.0;
         if !self.is_excused {
             self.debt = (self.debt + debt * late - earned).clamp(0.0, DEBTS_MAX * debt);
-            if self.target == LatencyTarget::Auto {
+            if self.target == LatencyTarget::Auto && self.cut.is_none() {
                 let slow = count(&ended[bucket(self.slow_ns) + 1..]);
                 let more = 2.0 * slow - (in_time + late);
                 self.slow = (self.slow + more).clamp(-SLOW_MAX, SLOW_MAX);
@@ -685,26 +669,19 @@ impl Governor {
         }
     }
 
-    /// A flush has ended: more or less before the next one?
-    fn adapt_flushes(&mut self, before: &Seen) {
-        let took_ns = (self.seen.flushing_ns - before.flushing_ns) as f64;
-        let all_ns = (self.seen.now_ns - self.flushed_ns) as f64;
-        self.flushes_prevail = took_ns >= all_ns / 2.0;
-        let factor = if self.was_felt && !self.flushes_prevail {
-            UNFLUSHED_CUT
-        } else {
-            UNFLUSHED_GROWTH
-        };
-        self.unflushed = (self.unflushed * factor).clamp(UNFLUSHED_MIN, UNFLUSHED_MAX);
-        self.flushed_ns = self.seen.now_ns;
-        self.was_felt = false;
-    }
-
     fn cut(&mut self, leaves: f64) {
         self.hurt = self.budget;
         self.budget = (self.budget * leaves).max(BUDGET_MIN);
         self.slow = 0.0;
         self.wait_until_cleared();
+    }
+
+    /// Whom something else than the budget holds up now is not judged. Copies that are
+    /// in flight are no excuse: there are some at any time.
+    fn excuse(&mut self) {
+        self.is_excused = true;
+        let requests = self.seen.guest.started;
+        self.cut = Some((self.seen.now_ns + CLEARED_NS, requests, 0));
     }
 
     /// What is in flight now is not judged any more.

@@ -714,6 +714,42 @@ fn where_little_is_done_but_flushing_less_is_copied() {
     assert!(in_flight(30) < 16.0 * KIB as f64, "{}", in_flight(30));
 }
 
+/// The same beside one request after another that takes 40 milliseconds and copies that
+/// take 200, with a flush of 2 milliseconds in every `period_ms`.
+fn allowed_beside_slow_requests(period_ms: u64) -> Allowance {
+    let mut governor = Governor::new(CEILING, LatencyTarget::Bound(MS), Seen::default());
+    let mut seen = Seen::default();
+    let mut allowed = Allowance::all(CEILING);
+    for tick in 1..2000u64 {
+        seen.now_ns = tick * TICK_NS;
+        let now_ms = seen.now_ns / MS;
+        let was_flushing = seen.is_flushing;
+        seen.is_flushing = now_ms % period_ms < 2;
+        if was_flushing && !seen.is_flushing {
+            seen.flushes += 1;
+            seen.flushing_ns += 2 * MS;
+        }
+        seen.guest.started = 1 + now_ms / 40;
+        seen.guest.ended[bucket(40 * MS)] = now_ms / 40;
+        seen.copies_started = 1 + now_ms / 10;
+        seen.copies_ended = seen.copies_started.saturating_sub(20);
+        allowed = governor.tick(seen.clone());
+    }
+    allowed
+}
+
+#[test]
+fn copies_in_flight_do_not_excuse_who_is_late_after_a_flush() {
+    let allowed = allowed_beside_slow_requests(100);
+    assert!(allowed.duty < 1.0, "{allowed:?}");
+}
+
+#[test]
+fn flushes_that_follow_each_other_too_closely_become_fewer() {
+    assert_eq!(allowed_beside_slow_requests(100).unflushed, MIB);
+    assert!(allowed_beside_slow_requests(6).unflushed > 16 * MIB);
+}
+
 #[test]
 fn of_a_pause_nothing_is_learned() {
     let mut governor = Governor::new(CEILING, LatencyTarget::Bound(MS), Seen::default());

@@ -2,6 +2,7 @@
 
 pub mod chunk;
 pub mod control;
+mod flushes;
 pub mod governor;
 #[cfg(test)]
 mod governor_tests;
