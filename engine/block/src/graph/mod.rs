@@ -14,6 +14,7 @@
 //! | `resolve` | from a node to its path |
 //! | `claims`, `permissions` | who may do what beside whom |
 //! | `edges` | the same, as questions about the graph see it |
+//! | `drain` | who is held while the graph changes |
 //!
 //! # Permissions
 //!
@@ -31,6 +32,7 @@
 
 mod bitmaps;
 mod claims;
+mod drain;
 mod edges;
 mod error;
 mod filters;
@@ -778,38 +780,6 @@ impl Graph {
         files.any(|claim| self.passes_through(&claim.child, name))
     }
 
-    /// Users whose requests pass through a node, or make a filter write to it.
-    fn users_above(&self, name: &str) -> Vec<UserId> {
-        let mut entries = vec![name];
-        for (filter, node) in &self.nodes {
-            match &node.kind {
-                Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, name) => {
-                    entries.push(filter);
-                }
-                // A client's discard reaches the filter's target.
-                Kind::SnapshotAccess { file, .. } if self.writes_through(file, name) => {
-                    entries.push(filter);
-                }
-                _ => {}
-            }
-        }
-        self.users
-            .iter()
-            .filter(|(_, user)| {
-                let mut entries = entries.iter();
-                entries.any(|entry| self.passes_through(&user.node, entry))
-            })
-            .map(|(&id, _)| id)
-            .collect()
-    }
-
-    /// Whether a filter saves to a node.
-    fn writes_through(&self, filter: &str, name: &str) -> bool {
-        self.nodes.get(filter).is_some_and(|node| {
-            matches!(&node.kind, Kind::CopyBeforeWrite { target, .. } if self.passes_through(target, name))
-        })
-    }
-
     fn passes_through(&self, from: &str, name: &str) -> bool {
         from == name
             || self
@@ -817,39 +787,6 @@ impl Graph {
                 .get(from)
                 .and_then(|node| main_child(&node.kind))
                 .is_some_and(|child| self.passes_through(child, name))
-    }
-
-    /// All gates are closed before anybody is waited for.
-    async fn drain(&self, users: &[UserId]) {
-        for id in users {
-            self.users[id].attachment.close().await;
-        }
-        for id in users {
-            self.users[id].attachment.drain().await;
-        }
-    }
-
-    /// Opens the gates onto the paths as the graph is now.
-    async fn resume(&self, users: &[UserId]) {
-        for node in self.nodes.values() {
-            if let Kind::CopyBeforeWrite {
-                filter,
-                file,
-                target,
-                ..
-            } = &node.kind
-                && let (Ok(source), Ok(target)) = (self.path(file), self.path(target))
-            {
-                filter.set_paths(source, target);
-            }
-        }
-        for id in users {
-            let user = &self.users[id];
-            let path = self
-                .path(&user.node)
-                .expect("a used node and its children exist");
-            user.attachment.resume(Some(path)).await;
-        }
     }
 }
 

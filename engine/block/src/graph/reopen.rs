@@ -177,11 +177,8 @@ impl Graph {
         for reopening in list {
             self.node(&reopening.node)?;
         }
-        let concerned = self.users_reaching(list);
-        self.drain(&concerned).await;
-        for filter in self.filters_reaching(list) {
-            filter.wait_for_saves_in_flight(shard).await;
-        }
+        let (concerned, filters) = (self.users_reaching(list), self.filters_reaching(list));
+        self.drain_with_saves(shard, &concerned, &filters).await;
         let mut progress = Progress::default();
         let result = self.reopen_drained(shard, list, &mut progress).await;
         if result.is_err() {

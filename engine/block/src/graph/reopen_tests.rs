@@ -327,6 +327,62 @@ fn a_snapshot_stays_the_same_when_the_way_to_its_disk_changes() {
     });
 }
 
+#[test]
+fn nothing_waits_for_old_data_that_lingers_in_memory() {
+    run(5, |shard| async move {
+        let mut graph = Graph::new();
+        for (name, path) in [("file", "f"), ("target", "g")] {
+            add_file(&mut graph, &shard, name, path, true).await;
+        }
+        add_raw(&mut graph, &shard, "raw", "file").await;
+        add_throttle(&mut graph, &shard, "slow", "file").await;
+        let (_, attachment) = attach(&mut graph, &shard, "raw", true).await;
+        let port = attachment.port(&shard);
+        let options = copy_before_write::Options {
+            on_cbw_error: copy_before_write::OnCbwError::BreakSnapshot,
+            save_buffer: SIZE,
+            ..copy_before_write::Options::default()
+        };
+        let insertion = Insertion {
+            node_name: Some("cbw"),
+            file: "raw",
+            target: "target",
+            bitmap: None,
+            scope: Scope::Everything,
+            options,
+        };
+        graph
+            .insert_copy_before_write(&shard, &[insertion], || {})
+            .await
+            .expect("put in");
+        let start_ns = shard.now_ns();
+        write(&port, &shard, 0, 1).await.expect("written");
+        graph
+            .reopen(&shard, &[raw("raw", "slow")])
+            .await
+            .expect("changed");
+        write(&port, &shard, 65536, 1).await.expect("written");
+        let mut transaction = graph.begin(&shard, &["target"]).await;
+        let spec = BitmapSpec {
+            name: "dirty".into(),
+            granularity: None,
+            disabled: false,
+            persistent: false,
+        };
+        transaction
+            .add_bitmap("target", &spec)
+            .expect("nothing is on its way to the target");
+        transaction.commit().await.expect("done");
+        write(&port, &shard, 2 * 65536, 1).await.expect("written");
+        graph
+            .remove_copy_before_write(&shard, "cbw")
+            .await
+            .expect("taken out");
+        let took_ns = shard.now_ns() - start_ns;
+        assert!(took_ns < 100_000_000, "{took_ns}");
+    });
+}
+
 /// Whether the bitmap in the file is marked in use, and how much is dirty in it.
 async fn stored_bitmap(graph: &mut Graph, shard: &Shard) -> (bool, u64) {
     add_file(graph, shard, "look", "f", false).await;

@@ -74,8 +74,8 @@ impl Graph {
         let mut concerned: Vec<UserId> = users.collect();
         concerned.sort_unstable();
         concerned.dedup();
-        let started_ns = shard.now_ns();
-        self.drain(&concerned).await;
+        let filters = self.filters_that_write(nodes);
+        let started_ns = self.drain_with_saves(shard, &concerned, &filters).await;
         Transaction {
             graph: self,
             shard: shard.clone(),

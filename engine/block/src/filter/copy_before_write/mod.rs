@@ -81,6 +81,9 @@ const SAVE_QUEUES: u64 = 64;
 /// registered, no longer than need be.
 pub(crate) const EXTENT_MAX: u64 = 4 << 20;
 
+/// How long it is waited for saves that may never end.
+const BRIEFLY_NS: u64 = 1_000_000_000;
+
 /// A change of many blocks is handled in slices of about this many bytes, so
 /// that it neither keeps a shard for long nor needs much memory at once.
 const SLICE_BYTES: u64 = 16 << 20;
@@ -407,9 +410,20 @@ impl CopyBeforeWrite {
 
     /// Waits until no claim is open.
     pub async fn wait_for_saves_in_flight(&self, shard: &Shard) {
+        self.wait_for_claims(shard, None).await;
+    }
+
+    /// The same for a moment, as guests who go on may open claims without end. For who
+    /// then holds them up until none is open, so that it does not take long.
+    pub(crate) async fn wait_briefly_for_saves_in_flight(&self, shard: &Shard) {
+        let deadline_ns = shard.now_ns() + BRIEFLY_NS;
+        self.wait_for_claims(shard, Some(deadline_ns)).await;
+    }
+
+    async fn wait_for_claims(&self, shard: &Shard, deadline_ns: Option<u64>) {
         let _hurry = self.buffer.hurry();
         let none_open = || self.claimed.load(Ordering::SeqCst) == 0;
-        shard.wait(&[&self.settled], None, none_open).await;
+        shard.wait(&[&self.settled], deadline_ns, none_open).await;
     }
 
     /// What queries show.

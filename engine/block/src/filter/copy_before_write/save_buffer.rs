@@ -18,10 +18,11 @@
 //!
 //! # Lingering
 //!
-//! While there is room old data stays for a while: a burst of guests' changes is
+//! What comes into an empty buffer stays for a while: a burst of guests' changes is
 //! over before its saves compete with it for the machine, and neighbours that come
-//! one by one leave together. It leaves when the buffer is half full, when the
-//! oldest has been here for `LINGER_NS`, or when somebody waits for it to leave.
+//! one by one leave together. It leaves when the buffer is half full, after
+//! `LINGER_NS`, or when somebody waits for it to leave. From then on what comes leaves as
+//! soon as may be, until the buffer is empty again.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -245,10 +246,14 @@ impl SaveBuffer {
         self.used() >= self.limit / 2
     }
 
-    /// Until something has to leave: see the module's text. `is_over` is asked again
-    /// after each [`SaveBuffer::wake`].
+    /// Until something has to leave (see the module's text), or nothing is left to.
+    /// `is_over` is asked again after each [`SaveBuffer::wake`].
     pub(super) async fn linger(&self, shard: &Shard, is_over: impl Fn() -> bool) {
-        let is_due = || self.is_half_full() || self.hurried.load(Ordering::SeqCst) > 0 || is_over();
+        let is_due = || {
+            let is_empty = self.count.load(Ordering::Acquire) == 0;
+            let is_hurried = self.hurried.load(Ordering::SeqCst) > 0;
+            is_empty || is_hurried || self.is_half_full() || is_over()
+        };
         let deadline_ns = shard.now_ns() + LINGER_NS;
         shard.wait(&[&self.due], Some(deadline_ns), is_due).await;
     }
@@ -544,6 +549,7 @@ mod tests {
         let took_ns = sim.shards().spawn_on(0, move |shard| async move {
             let buffer = Arc::new(SaveBuffer::new(16 * KIB));
             let start_ns = shard.now_ns();
+            let _ = keep(&buffer, 8 * KIB, 512, 2);
             let leaving = {
                 let (buffer, home) = (Arc::clone(&buffer), shard.clone());
                 shard.spawn(async move { buffer.linger(&home, || false).await })
