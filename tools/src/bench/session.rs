@@ -72,6 +72,8 @@ pub(super) struct Middle {
     pub(super) fleecing: Option<Summary>,
     pub(super) pause_ns: u64,
     pub(super) seconds: f64,
+    /// What the engine had measured when the backup began.
+    measured_before: metrics::Snapshot,
     /// A write that the bitmap missed.
     unrecorded: Option<String>,
 }
@@ -139,7 +141,8 @@ impl Session {
         for task in load {
             task.await.map_err(|gone| gone.to_string())?;
         }
-        let measured = metrics::take(shard.set()).await;
+        let measured = metrics::look(shard.set()).await;
+        let measured = measured.since(&middle.measured_before);
         let verification = self
             .verify(shard, &mut graph, &source, &target.name, &guest, &middle)
             .await?;
@@ -286,7 +289,7 @@ impl Session {
         guest: &Guest,
     ) -> Result<Middle, String> {
         // From here on the engine's figures are those of the backup.
-        let _ = metrics::take(shard.set()).await;
+        let measured_before = metrics::look(shard.set()).await;
         let insertion = Insertion {
             node_name: Some("cbw"),
             file: &source.name,
@@ -334,6 +337,7 @@ impl Session {
             fleecing,
             pause_ns: inserted.pause_ns,
             seconds,
+            measured_before,
             unrecorded: None,
         })
     }

@@ -3,8 +3,8 @@
 //! Recording takes no lock and allocates nothing. Values are nanoseconds, with
 //! two significant digits between 1 ns and 60 s; longer ones count as 60 s.
 //!
-//! A process either calls [`take`], which starts afresh, or [`look`], which does
-//! not: with both, what [`Snapshot::since`] subtracts might not be there any more.
+//! What is recorded is never forgotten: who wants to start afresh remembers a look and
+//! subtracts it from later ones.
 //!
 //! A guest's requests themselves are no class. Nobody looks at the clock for them,
 //! unless a job asks what they feel.
@@ -141,15 +141,6 @@ impl Snapshot {
     }
 }
 
-/// Gathers what was measured since the last call, and starts afresh.
-pub async fn take(shards: &Shards) -> Snapshot {
-    add_up(
-        shards
-            .on_each(|shard| async move { take_local(&shard) })
-            .await,
-    )
-}
-
 /// Gathers what was measured since the shards were started. Measuring goes on.
 pub async fn look(shards: &Shards) -> Snapshot {
     add_up(
@@ -172,17 +163,6 @@ fn add_up(parts: Vec<Snapshot>) -> Snapshot {
         }
     }
     total
-}
-
-fn take_local(shard: &Shard) -> Snapshot {
-    let metrics = shard.local::<Metrics>();
-    let fresh = Metrics::default();
-    metrics.histograms.swap(&fresh.histograms);
-    let saved_bytes = metrics.saved_bytes.replace(0);
-    Snapshot {
-        histograms: fresh.histograms.into_inner(),
-        saved_bytes,
-    }
 }
 
 fn look_local(shard: &Shard) -> Snapshot {
