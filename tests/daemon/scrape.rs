@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -24,7 +24,7 @@ fn connect(directory: &Path) -> UnixStream {
 
 /// What comes until the other side hangs up: the head and the body.
 #[track_caller]
-fn answer(mut stream: UnixStream) -> (String, String) {
+fn answer(mut stream: impl Read) -> (String, String) {
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("an answer");
     let (head, body) = text.split_once("\r\n\r\n").expect("a whole head");
@@ -172,6 +172,24 @@ fn silent_clients_take_places_for_a_while_and_no_commands() {
         );
     }
     talk.finish_as_it_was();
+}
+
+#[test]
+fn it_is_given_out_over_tcp() {
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|taken| taken.local_addr());
+    let address = free.expect("a port").to_string();
+    let scratch = Scratch::new(env!("CARGO_TARGET_TMPDIR"));
+    let daemon = Daemon::start(Program::Ringback, scratch.path(), &["--metrics", &address]);
+    let mut stream = TcpStream::connect(&address).expect("a server");
+    stream.set_read_timeout(Some(LIMIT)).expect("a time limit");
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
+        .expect("a reader");
+    let (head, body) = answer(stream);
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert!(body.contains("ringback_latency_seconds_count{class=\"cbw-save\"} 0\n"));
+    daemon.quit();
+    assert!(TcpStream::connect(&address).is_err(), "nobody listens");
 }
 
 #[test]

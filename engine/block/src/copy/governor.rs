@@ -131,7 +131,7 @@ const STUCK_NS: u64 = 500 * MS;
 /// What a guest may feel of a copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LatencyTarget {
-    /// About twice what it feels without.
+    /// Two and a half times the p99 of what it feels without, within bounds.
     #[default]
     Auto,
     /// 99 of 100 requests take no longer than this many nanoseconds.
