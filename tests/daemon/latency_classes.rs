@@ -162,6 +162,76 @@ fn a_reset_shows_what_was_and_counts_from_there() {
     talk.finish_as_it_was();
 }
 
+/// An NBD export `live` of the guest's disk, under an id of its own.
+pub(crate) const EXPORTED: &[&str] = &[
+    "--blockdev",
+    "file,node-name=file,filename=disk",
+    "--blockdev",
+    "raw,node-name=src,file=file",
+    "--nbd-server",
+    "addr.type=unix,addr.path=nbd.sock",
+    "--export",
+    "nbd,id=vm,node-name=src,name=live,writable=on",
+];
+
+/// Commands of a client of that export.
+#[track_caller]
+pub(crate) fn client(talk: &Talk, options: &[&str], commands: &[&str]) {
+    let mut io = Command::new(ringback());
+    io.current_dir(talk.directory())
+        .args(["io", "-f", "raw"])
+        .args(options);
+    for command in commands {
+        io.args(["-c", command]);
+    }
+    io.arg("nbd+unix:///live?socket=nbd.sock");
+    Running::start(&mut io).finish().succeeded();
+}
+
+fn of_export(entries: &[Value], name: &str) -> Vec<u64> {
+    let entries = entries.iter().filter(|entry| entry["export"] == "vm");
+    let entries = entries.filter(|entry| entry["class"] == name);
+    let counts = entries.map(|entry| entry["count"].as_u64().expect("a count"));
+    counts.collect()
+}
+
+#[test]
+fn an_export_counts_what_its_clients_wait_for() {
+    let mut talk = Talk::start(Program::Ringback, EXPORTED);
+    let reset = json!({ "reset": true });
+    client(
+        &talk,
+        &[],
+        &["write 0 64k", "write -z 64k 64k", "discard 0 4k", "flush"],
+    );
+    let entries = histograms(&mut talk, &reset);
+    assert_eq!(of_export(&entries, "export-write"), [2]);
+    assert_eq!(of_export(&entries, "export-discard"), [1]);
+    assert!(of_export(&entries, "export-flush")[0] >= 1);
+    let written = entries
+        .iter()
+        .find(|entry| entry["class"] == "export-write");
+    let longest = written.expect("it is there")["max-ns"].as_u64();
+    assert!(longest.is_some_and(|longest| longest > 0));
+    client(&talk, &[], &["read 0 4k"]);
+    let entries = histograms(&mut talk, &json!({}));
+    assert_eq!(of_export(&entries, "export-write"), [0]);
+    let reads = of_export(&entries, "export-read")[0];
+    assert!(reads >= 1);
+    talk.ask("block-export-del", &json!({ "id": "vm" }));
+    let entries = histograms(&mut talk, &reset);
+    assert!(of_export(&entries, "export-read").is_empty());
+    // Another one of the same id begins anew, also for who has asked before.
+    let again = json!({
+        "type": "nbd", "id": "vm", "node-name": "src", "name": "live", "writable": true,
+    });
+    talk.ask("block-export-add", &again);
+    client(&talk, &[], &["write 0 4k"]);
+    let entries = histograms(&mut talk, &json!({}));
+    assert_eq!(of_export(&entries, "export-write"), [1]);
+    talk.finish_as_it_was();
+}
+
 fn report(talk: &Talk, more: &[&str]) -> Finished {
     let mut command = Command::new(ringback());
     command
@@ -179,8 +249,16 @@ fn a_report_is_made_of_a_running_daemon() {
         "--monitor",
         "chardev=r",
     ];
-    let mut talk = Talk::start(Program::Ringback, &[SNAPSHOT, &monitor[..]].concat());
+    let export = [
+        "--nbd-server",
+        "addr.type=unix,addr.path=nbd.sock",
+        "--export",
+        "nbd,id=vm,node-name=snap,name=live",
+    ];
+    let words = [SNAPSHOT, &monitor[..], &export[..]].concat();
+    let mut talk = Talk::start(Program::Ringback, &words);
     overwrite(&mut talk, 0..4);
+    client(&talk, &["-r"], &["read 0 4k"]);
     let table = report(&talk, &["--reset", "--hgrm", "files"])
         .succeeded()
         .stdout;
@@ -198,6 +276,9 @@ fn a_report_is_made_of_a_running_daemon() {
     let file = talk.directory().join("files/cbw-save.hgrm");
     let text = std::fs::read_to_string(file).expect("percentiles");
     assert!(text.contains("Total count    =            4]"), "{text}");
+    let file = talk.directory().join("files/export-read-vm.hgrm");
+    assert!(file.exists());
+    assert_ne!(row(&table, "export-read-vm").last().unwrap(), "0");
     let table = report(&talk, &[]).succeeded().stdout;
     assert_eq!(row(&table, "cbw-save").last().unwrap(), "0", "{table}");
     talk.finish_as_it_was();

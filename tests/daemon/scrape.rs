@@ -12,7 +12,7 @@ use ringback_tests::scratch::Scratch;
 use serde_json::json;
 
 use crate::beside::Talk;
-use crate::latency_classes::{SNAPSHOT, overwrite};
+use crate::latency_classes::{EXPORTED, SNAPSHOT, client, overwrite};
 
 const METRICS: &[&str] = &["--metrics", "unix:metrics.sock"];
 
@@ -84,6 +84,20 @@ fn histograms_only_grow() {
     for (name, value) in &three {
         assert!(five[name] >= *value, "{name}");
     }
+    talk.finish_as_it_was();
+}
+
+#[test]
+fn every_export_has_its_own() {
+    let talk = Talk::start(Program::Ringback, &[EXPORTED, METRICS].concat());
+    client(&talk, &[], &["write 0 4k", "write 4k 4k"]);
+    let samples = scrape(talk.directory());
+    let of_writes = |what| {
+        let name = format!("ringback_export_latency_seconds_{what}");
+        samples[&format!("{name}{{export=\"vm\",request=\"write\"}}")]
+    };
+    assert_eq!(of_writes("count"), 2.0);
+    assert!(of_writes("sum") > 0.0);
     talk.finish_as_it_was();
 }
 

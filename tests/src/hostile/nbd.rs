@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use ringback_block::bitmap::DirtyBitmap;
 use ringback_block::graph::{Access, Graph, NodeSpec};
+use ringback_block::metrics::clients::Measured;
 use ringback_block::protocol::nbd::wire::{OPTION_MAGIC, option};
 use ringback_export::nbd::export::Clients;
 use ringback_export::nbd::{Export, ExportedBitmap, Options, Server};
@@ -105,6 +106,10 @@ async fn export(shard: &Shard, graph: &mut Graph, name: &str, is_writable: bool)
         size: DISK_BYTES,
         minimum_block: 1,
         is_multi_conn: true,
+        measured: Measured {
+            number: 0,
+            id: name.into(),
+        },
         clients: Clients::default(),
     })
 }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use ringback_block::graph::{Access, UserId};
+use ringback_block::metrics::clients::{self, Measured};
 use ringback_export::nbd::{self, Options, Server};
 use ringback_qmp_shim::command::{BlockExportRemoveMode, NbdServerAdd};
 use ringback_qmp_shim::command_error::CommandError;
@@ -212,6 +213,10 @@ impl Control {
             attachment,
             minimum_block: minimum,
             is_multi_conn,
+            measured: Measured {
+                number: self.exports.next_number,
+                id: export.id.clone(),
+            },
             clients: nbd::export::Clients::default(),
         };
         Ok((Arc::new(nbd), held))
@@ -324,6 +329,7 @@ impl Control {
             return;
         };
         let export = self.exports.all.remove(index);
+        clients::forget(self.shard.set(), number).await;
         self.let_bitmaps_go(&export.bitmaps);
         self.let_user_go(export.user).await;
         self.tell(&Event::BlockExportDeleted { id: export.id });

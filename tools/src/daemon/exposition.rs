@@ -1,4 +1,5 @@
-//! What has been measured, as text for Prometheus: one histogram a class.
+//! What has been measured, as text for Prometheus: one histogram a class, and one a kind of
+//! request for each export.
 //!
 //! The boundaries are fixed, so that what is stored over months stays comparable.
 //! A duration counts as the longest that the engine's own histograms cannot tell it
@@ -9,9 +10,10 @@ use std::fmt;
 use hdrhistogram::Histogram;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
+use ringback_block::metrics::clients::Request;
 use ringback_block::metrics::{Class, Snapshot, total_ns};
 
 /// Upper boundaries in nanoseconds: from what memory takes to what a guest takes for
@@ -60,18 +62,39 @@ impl Collector for Latencies {
             MetricType::Histogram,
         )?;
         for class in Class::ALL {
-            let histogram = self.0.class(class);
-            let labels = [("class", class.name())];
-            let seconds = total_ns(histogram) as f64 / 1e9;
-            all.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
-                seconds,
-                histogram.len(),
-                &buckets(histogram),
-                None,
-            )?;
+            encode_one(&mut all, &[("class", class.name())], self.0.class(class))?;
+        }
+        if self.0.exports().next().is_none() {
+            return Ok(());
+        }
+        let mut all = encoder.encode_descriptor(
+            "ringback_export_latency",
+            "How long the clients of an export waited for requests.",
+            Some(&Unit::Seconds),
+            MetricType::Histogram,
+        )?;
+        for waits in self.0.exports() {
+            for request in Request::ALL {
+                let labels = [("export", waits.id.as_str()), ("request", request.name())];
+                encode_one(&mut all, &labels, waits.of(request))?;
+            }
         }
         Ok(())
     }
+}
+
+fn encode_one<const N: usize>(
+    all: &mut MetricEncoder<'_>,
+    labels: &[(&str, &str); N],
+    histogram: &Histogram<u64>,
+) -> fmt::Result {
+    let seconds = total_ns(histogram) as f64 / 1e9;
+    all.encode_family(labels)?.encode_histogram::<NoLabelSet>(
+        seconds,
+        histogram.len(),
+        &buckets(histogram),
+        None,
+    )
 }
 
 /// Upper boundaries in seconds, and what lies between each and the one before.

@@ -5,6 +5,7 @@
 //! not see them fall.
 
 use hdrhistogram::Histogram;
+use ringback_block::metrics::clients::Request;
 use ringback_block::metrics::{self, Class};
 use serde_json::{Value, json};
 
@@ -23,8 +24,16 @@ impl Control {
         if reset {
             self.measured_before = Some(now);
         }
-        let entries = Class::ALL.map(|class| entry(class.name(), shown.class(class)));
-        entries.into_iter().collect()
+        let classes = Class::ALL.map(|class| entry(class.name(), shown.class(class)));
+        let exports = shown.exports().flat_map(|waits| {
+            Request::ALL.map(|request| {
+                let class = format!("export-{}", request.name());
+                let mut entry = entry(&class, waits.of(request));
+                entry["export"] = waits.id.as_str().into();
+                entry
+            })
+        });
+        classes.into_iter().chain(exports).collect()
     }
 }
 

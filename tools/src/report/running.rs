@@ -80,6 +80,8 @@ struct Class {
 #[derive(Deserialize)]
 struct Entry {
     class: String,
+    /// Whose clients, if it is about those of an export.
+    export: Option<String>,
     histogram: Option<String>,
 }
 
@@ -106,10 +108,11 @@ fn class(entry: Entry) -> Result<Class, String> {
     if entry.class.is_empty() || entry.class.contains(['/', '\0']) {
         return Err(format!("'{}' is no class", entry.class));
     }
-    Ok(Class {
-        name: entry.class,
-        histogram,
-    })
+    let name = match entry.export {
+        Some(id) => format!("{}-{}", entry.class, id.replace(['/', '\0'], "_")),
+        None => entry.class,
+    };
+    Ok(Class { name, histogram })
 }
 
 struct Monitor<S>(BufReader<S>);

@@ -6,13 +6,19 @@
 //! What is recorded is never forgotten: who wants to start afresh remembers a look and
 //! subtracts it from later ones.
 //!
-//! A guest's requests themselves are no class. Nobody looks at the clock for them,
-//! unless a job asks what they feel.
+//! Classes are what the engine does; what the clients of each export wait for is
+//! recorded beside them (`clients`).
+
+pub mod clients;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use hdrhistogram::Histogram;
 use ringback_ring::{Shard, Shards};
+
+use self::clients::{Recorder, Waits};
 
 /// Longest duration that is told apart, in nanoseconds.
 pub const LONGEST_NS: u64 = 60_000_000_000;
@@ -88,6 +94,8 @@ pub fn total_ns(histogram: &Histogram<u64>) -> u64 {
 pub struct Metrics {
     histograms: RefCell<Vec<Histogram<u64>>>,
     saved_bytes: Cell<u64>,
+    /// By the numbers of the exports.
+    clients: RefCell<BTreeMap<u64, Rc<Recorder>>>,
 }
 
 impl Default for Metrics {
@@ -96,6 +104,7 @@ impl Default for Metrics {
         Self {
             histograms: RefCell::new(histograms),
             saved_bytes: Cell::new(0),
+            clients: RefCell::default(),
         }
     }
 }
@@ -116,12 +125,18 @@ pub struct Snapshot {
     histograms: Vec<Histogram<u64>>,
     /// Bytes of old data that guest writes had saved.
     pub saved_bytes: u64,
+    clients: BTreeMap<u64, Waits>,
 }
 
 impl Snapshot {
     /// The histogram of one class.
     pub fn class(&self, class: Class) -> &Histogram<u64> {
         &self.histograms[class as usize]
+    }
+
+    /// What the clients of every export have waited for, oldest export first.
+    pub fn exports(&self) -> impl Iterator<Item = &Waits> {
+        self.clients.values()
     }
 
     /// What came after an earlier look of the same process.
@@ -137,6 +152,11 @@ impl Snapshot {
                 .expect("what was recorded earlier is recorded still");
         }
         self.saved_bytes -= before.saved_bytes;
+        for (number, waits) in &mut self.clients {
+            if let Some(earlier) = before.clients.get(number) {
+                waits.subtract(earlier);
+            }
+        }
         self
     }
 }
@@ -154,12 +174,17 @@ fn add_up(parts: Vec<Snapshot>) -> Snapshot {
     let mut total = Snapshot {
         histograms: Class::ALL.map(|_| histogram()).into(),
         saved_bytes: 0,
+        clients: BTreeMap::new(),
     };
     for part in parts {
         total.saved_bytes += part.saved_bytes;
         for (sum, histogram) in total.histograms.iter_mut().zip(&part.histograms) {
             sum.add(histogram)
                 .expect("all histograms have the same bounds");
+        }
+        for (number, waits) in &part.clients {
+            let sum = total.clients.entry(*number);
+            sum.or_insert_with(|| Waits::none(&waits.id)).add(waits);
         }
     }
     total
@@ -168,9 +193,14 @@ fn add_up(parts: Vec<Snapshot>) -> Snapshot {
 fn look_local(shard: &Shard) -> Snapshot {
     let metrics = shard.local::<Metrics>();
     let histograms = metrics.histograms.borrow().clone();
+    let clients = metrics.clients.borrow();
+    let clients = clients.iter();
     Snapshot {
         histograms,
         saved_bytes: metrics.saved_bytes.get(),
+        clients: clients
+            .map(|(&number, recorder)| (number, recorder.0.borrow().clone()))
+            .collect(),
     }
 }
 
@@ -187,6 +217,7 @@ mod tests {
         Snapshot {
             histograms: metrics.histograms.into_inner(),
             saved_bytes: metrics.saved_bytes.get(),
+            clients: BTreeMap::new(),
         }
     }
 

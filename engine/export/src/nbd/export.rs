@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ringback_block::bitmap::DirtyBitmap;
+use ringback_block::metrics::clients::Measured;
 use ringback_block::port::Attachment;
 use ringback_block::protocol::nbd::wire::export_flags;
 use ringback_ring::{Shard, WaitQueue};
@@ -42,6 +43,8 @@ pub struct Export {
     pub minimum_block: u32,
     /// Whether there may be several clients.
     pub is_multi_conn: bool,
+    /// As what the time is recorded that clients wait.
+    pub measured: Measured,
     /// Who uses it.
     pub clients: Clients,
 }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 
+use ringback_block::metrics::clients::{self, Recorder};
 use ringback_block::port::Port;
 use ringback_block::protocol::nbd::wire::{PAYLOAD_MAX, Request, command, request_flags as flag};
 use ringback_block::request::ZeroFlags;
@@ -112,6 +113,7 @@ pub(super) struct Worker<'a> {
     pub(super) shard: &'a Shard,
     pub(super) port: &'a Rc<Port>,
     pub(super) export: &'a Export,
+    pub(super) recorder: &'a Recorder,
     pub(super) headers: Headers,
     /// What the client has chosen.
     pub(super) contexts: &'a [Context],
@@ -119,17 +121,37 @@ pub(super) struct Worker<'a> {
     pub(super) is_pointless: &'a dyn Fn() -> bool,
 }
 
+/// Questions and what is read for nobody are nothing that a guest waits for.
+fn measured_as(request: &Request) -> Option<clients::Request> {
+    match request.command {
+        command::READ => Some(clients::Request::Read),
+        command::WRITE | command::WRITE_ZEROES => Some(clients::Request::Write),
+        command::FLUSH => Some(clients::Request::Flush),
+        command::TRIM => Some(clients::Request::Discard),
+        _ => None,
+    }
+}
+
 fn failed(text: &'static str) -> impl Fn(Errno) -> Failure {
     move |errno| Failure::new(errno, text)
 }
 
 impl Worker<'_> {
-    /// Does it.
+    /// Does it, and records how long it took.
     pub(super) async fn run(
         &self,
         request: &Request,
         payload: Payload,
     ) -> Result<Outcome, Failure> {
+        let start_ns = self.shard.now_ns();
+        let outcome = self.answer(request, payload).await;
+        if let Some(kind) = measured_as(request) {
+            self.recorder.record(kind, self.shard.now_ns() - start_ns);
+        }
+        outcome
+    }
+
+    async fn answer(&self, request: &Request, payload: Payload) -> Result<Outcome, Failure> {
         let span = Span::new(request.offset, request.len);
         let is_forced = request.flags & flag::FUA != 0;
         match request.command {

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use ringback_block::metrics::clients::Recorder;
 use ringback_block::port::Port;
 use ringback_block::protocol::nbd::wire::{
     EXTENDED_REQUEST_BYTES, EXTENDED_REQUEST_MAGIC, REQUEST_BYTES, REQUEST_MAGIC, Request, command,
@@ -35,6 +36,7 @@ struct Session {
     connection: Rc<Connection>,
     agreement: Agreement,
     port: Rc<Port>,
+    recorder: Rc<Recorder>,
     outbox: Outbox,
 }
 
@@ -57,6 +59,7 @@ pub(super) async fn serve(connection: &Rc<Connection>, mut reader: Reader, agree
     let shard = connection.shard().clone();
     let session = Rc::new(Session {
         port: agreement.visit.export().attachment.port(&shard),
+        recorder: Recorder::of(&shard, &agreement.visit.export().measured),
         connection: Rc::clone(connection),
         agreement,
         outbox: Outbox::default(),
@@ -208,6 +211,7 @@ impl Session {
                 shard: &session.shard,
                 port: &session.port,
                 export: session.agreement.visit.export(),
+                recorder: &session.recorder,
                 headers: session.agreement.headers,
                 contexts: &session.agreement.contexts,
                 is_pointless: &|| session.outbox.is_broken(),
