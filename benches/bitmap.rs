@@ -58,7 +58,7 @@ fn mark_clean(bitmap: &DirtyBitmap, shard: usize, count: u64, len: u64) -> Durat
 /// What the second shard does meanwhile.
 type Neighbour = fn(&DirtyBitmap, u64);
 
-fn marks_the_same_place(bitmap: &DirtyBitmap, _: u64) {
+fn marks_one_place(bitmap: &DirtyBitmap, _: u64) {
     bitmap.mark(1, black_box(0), BLOCK);
 }
 
@@ -66,6 +66,15 @@ fn marks_clean_places(bitmap: &DirtyBitmap, index: u64) {
     let place = place(index, 1);
     bitmap.mark(1, place, BLOCK);
     bitmap.clear(1, place, BLOCK);
+}
+
+/// Ends the neighbour, also when a bench panics: its thread is waited for.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Runs `bench` while a second thread, as another shard, does what `neighbour` says.
@@ -83,8 +92,8 @@ fn beside(neighbour: Option<Neighbour>, bitmap: &DirtyBitmap, bench: impl FnOnce
                 thread::yield_now();
             }
         }
+        let _end = End(&is_over);
         bench();
-        is_over.store(true, Ordering::Relaxed);
     });
 }
 
@@ -92,8 +101,8 @@ fn marking(criterion: &mut Criterion) {
     let neighbours: [(&str, Option<Neighbour>); 3] = [
         ("one shard", None),
         (
-            "beside one that marks the same place",
-            Some(marks_the_same_place),
+            "beside one that marks one dirty place",
+            Some(marks_one_place),
         ),
         (
             "beside one that marks clean places",

@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use ringback_tests::binary::ringback;
-use ringback_tests::process::{Finished, Running};
+use ringback_tests::process::{Finished, Running, wait_for};
 use ringback_tests::qmp::Program;
 use serde_json::{Value, json};
 
@@ -130,8 +130,7 @@ fn who_overlaps_a_reader_waits_and_nobody_else() {
     at(&mut talk, "src", "wait_break A");
     guest(&mut talk, "aio_write -P 1 0 4k");
     // Its old data is saved: now only the reader is in its way.
-    let saved = (0..1000).any(|_| count(&mut talk, "cbw-save") == 1);
-    assert!(saved, "nothing was saved");
+    wait_for("a save", || count(&mut talk, "cbw-save") == 1);
     guest(&mut talk, "write -P 2 512k 4k");
     assert_eq!(count(&mut talk, "cbw-save"), 2);
     assert_eq!(count(&mut talk, "cbw-reader-wait"), 0);
