@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// Something to be undone.
 #[derive(Debug)]
 enum LeftOver {
-    Process(i32),
+    /// A program that leads a process group, and all that it has started.
+    ProcessGroup(i32),
     Directory(PathBuf),
     Device(Device),
 }
@@ -70,8 +71,8 @@ impl Registered {
         Self(number)
     }
 
-    pub(crate) fn process(id: u32) -> Self {
-        Self::new(LeftOver::Process(i32::try_from(id).unwrap_or(i32::MAX)))
+    pub(crate) fn process_group(leader: u32) -> Self {
+        Self::new(LeftOver::ProcessGroup(leader.cast_signed()))
     }
 
     pub(crate) fn device(device: Device) -> Self {
@@ -139,9 +140,9 @@ pub(crate) fn at_signals() -> Result<(), String> {
 /// Processes first, for they hold devices and write files.
 fn clear_up(all: &[(u64, LeftOver)]) {
     for (_, what) in all {
-        if let LeftOver::Process(id) = what {
+        if let LeftOver::ProcessGroup(leader) = what {
             // It may have ended by itself.
-            let _ = kill(Pid::from_raw(*id), Signal::SIGKILL);
+            let _ = killpg(Pid::from_raw(*leader), Signal::SIGKILL);
         }
     }
     for (_, what) in all {
@@ -158,6 +159,7 @@ fn clear_up(all: &[(u64, LeftOver)]) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::CommandExt;
     use std::process::Command;
 
     use super::*;
@@ -168,11 +170,12 @@ mod tests {
         let files = directory.path().join("files");
         std::fs::create_dir(&files).unwrap();
         std::fs::write(files.join("large"), "data").unwrap();
-        let mut child = Command::new("sleep").arg("100").spawn().unwrap();
+        let mut sleep = Command::new("sleep");
+        let mut child = sleep.arg("100").process_group(0).spawn().unwrap();
         let id = i32::try_from(child.id()).unwrap();
         let all = [
             (0, LeftOver::Directory(files.clone())),
-            (1, LeftOver::Process(id)),
+            (1, LeftOver::ProcessGroup(id)),
         ];
         clear_up(&all);
         assert!(!files.exists());

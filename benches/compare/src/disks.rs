@@ -322,7 +322,7 @@ fn verify(
     bench.engine(format).verify(file, &load, blocks)?;
     match format {
         Format::Raw => Ok(()),
-        Format::Qcow2 => images::check(file),
+        Format::Qcow2 => images::check(file).map(drop),
     }
 }
 
@@ -367,7 +367,7 @@ fn write_all(bench: &Bench<'_>, len: u64) -> Result<Comparison, String> {
         entrants.push(entrant(QCOW2_RS, Box::new(Qcow2Rs), Format::Qcow2));
         entrants.push(Entrant {
             // It writes what it likes.
-            after: Some(Box::new(|| images::check(&file))),
+            after: Some(Box::new(|| images::check(&file).map(drop))),
             ..entrant(QEMU, Box::new(bench.qemu(Format::Qcow2)), Format::Qcow2)
         });
     }

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
+use crate::drive::{Driven, Feed, Pace, Times, Work};
 use crate::history::History;
-use crate::nbd_client::{Client, Driven, Feed, Pace, Times, Work};
+use crate::nbd_client::Client;
 use crate::pattern::{BLOCK, mix};
 
 /// What a copy-before-write filter saves at once.
@@ -67,8 +68,11 @@ pub(crate) struct Phase {
     /// The longest of all that were due or in flight in it, even if they were answered
     /// later.
     longest_touching_ns: u64,
-    pub(crate) bytes: u64,
-    pub(crate) seconds: f64,
+    /// Those that were answered before the guest was told to stop. Who falls behind has
+    /// a backlog then, whose answers are late: they say nothing about its rate.
+    answered: u32,
+    /// To the next phase, or until the guest was told to stop.
+    seconds: f64,
 }
 
 impl Phase {
@@ -77,18 +81,19 @@ impl Phase {
             latency: Histogram::new_with_bounds(1, LONGEST_NS, 3)
                 .expect("the bounds are constant and valid"),
             longest_touching_ns: 0,
-            bytes: 0,
+            answered: 0,
             seconds: 0.0,
         }
     }
 
-    fn requests(&self) -> f64 {
-        f64::from(u32::try_from(self.latency.len()).unwrap_or(u32::MAX))
+    /// Requests that were answered in time.
+    pub(crate) fn answered(&self) -> f64 {
+        self.answered.into()
     }
 
-    /// Requests a second.
+    /// The same a second.
     pub(crate) fn rate(&self) -> f64 {
-        self.requests() / self.seconds
+        self.answered() / self.seconds
     }
 
     /// A latency in milliseconds; none without requests.
@@ -307,7 +312,10 @@ impl Feed for Writes {
         }
         let phase = &mut self.phases[current];
         phase.latency.saturating_record(latency);
-        phase.bytes += work.len as u64;
+        let stop = self.shared.stop.get();
+        if stop.is_none_or(|&stop| times.answered <= stop) {
+            phase.answered += 1;
+        }
         Ok(())
     }
 }
@@ -399,6 +407,21 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_guest_that_falls_behind_has_a_lower_rate() {
+        let mut writes = writes(Order::Sequential, SMALL);
+        let begin = writes.shared.begins()[0];
+        let at = |ms: u64| begin + Duration::from_millis(ms);
+        writes.shared.stop.set(at(1000)).unwrap();
+        // Ten were due before the stop, and only four of them were answered by then.
+        for (due, answered) in (0..10).map(|index| (at(100 * index), at(250 * (index + 1)))) {
+            let work = writes.next(due).unwrap();
+            writes.done(&work, &[], Times { due, answered }).unwrap();
+        }
+        let [phase] = writes.finish().try_into().unwrap();
+        assert_eq!((phase.latency.len(), phase.rate()), (10, 4.0));
+    }
+
+    #[test]
     fn halves_of_a_disk_share_no_cluster() {
         let size = 15 * CLUSTER;
         let (first, second) = (Area::FirstHalf.of(size), Area::SecondHalf.of(size));
@@ -419,6 +442,5 @@ pub(crate) mod tests {
         writes.done(&work, &[], times).unwrap();
         let phases = writes.finish();
         assert!((39.9..40.1).contains(&phases[0].longest()));
-        assert_eq!(phases[0].bytes, 4096);
     }
 }

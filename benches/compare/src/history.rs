@@ -1,5 +1,6 @@
 //! What a guest has written, and what a point in time may hold.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use crate::pattern::{self, BLOCK, in_memory};
@@ -38,6 +39,11 @@ impl History {
         }
     }
 
+    /// The last generation that somebody may have written.
+    pub(crate) fn last(&self) -> u16 {
+        self.last.load(Ordering::Relaxed)
+    }
+
     /// A write was answered.
     pub(crate) fn settle(&self, offset: u64, len: usize, generation: u16) {
         let first = block(offset);
@@ -54,7 +60,7 @@ impl History {
                 .map(|settled| settled.load(Ordering::Acquire))
                 .collect(),
             elsewhere: 0,
-            meanwhile: None,
+            meanwhile: NONE,
         }
     }
 
@@ -72,10 +78,14 @@ pub(crate) struct PointInTime {
     settled: Box<[u16]>,
     /// The generation of what lies behind those.
     elsewhere: u16,
-    /// The generation that was being written while the instant was chosen: a block
-    /// may have it, or not.
-    meanwhile: Option<u16>,
+    /// The generations that were being written while the instant was chosen: a block
+    /// may have one of these that is newer than what was settled, or not.
+    meanwhile: RangeInclusive<u16>,
 }
+
+/// Generations when nothing is being written.
+#[expect(clippy::reversed_empty_ranges, reason = "it is to be empty")]
+const NONE: RangeInclusive<u16> = 1..=0;
 
 impl PointInTime {
     /// Everything of one generation.
@@ -83,14 +93,14 @@ impl PointInTime {
         Self {
             settled: Box::default(),
             elsewhere: generation,
-            meanwhile: None,
+            meanwhile: NONE,
         }
     }
 
-    /// The same, chosen while a guest wrote this generation.
-    pub(crate) fn while_writing(self, generation: u16) -> Self {
+    /// The same, chosen while guests wrote these generations.
+    pub(crate) fn while_writing(self, generations: RangeInclusive<u16>) -> Self {
         Self {
-            meanwhile: Some(generation),
+            meanwhile: generations,
             ..self
         }
     }
@@ -106,7 +116,9 @@ impl PointInTime {
             let settled = self.settled.get(block(at)).copied();
             let settled = settled.unwrap_or(self.elsewhere);
             let may_be = |generation| pattern::is_generation(bytes, at, generation);
-            if !may_be(settled) && !self.meanwhile.is_some_and(may_be) {
+            let mut meanwhile = self.meanwhile.clone();
+            let is_newer = |generation| generation > settled && may_be(generation);
+            if !may_be(settled) && !meanwhile.any(is_newer) {
                 let found = (0..=u16::MAX).find(|&generation| may_be(generation));
                 let found = match found {
                     Some(generation) => format!("generation {generation}"),
@@ -141,7 +153,7 @@ mod tests {
         let history = History::new(LEN);
         let (one, two) = (history.fresh().unwrap(), history.fresh().unwrap());
         history.settle(4096, 8192, one);
-        let point = history.now().while_writing(one);
+        let point = history.now().while_writing(one..=one);
         history.settle(4096, 4096, two);
         assert_eq!(point.check(&blocks([0, one, one, 0]), 0), Ok(()));
         // Written while the instant was chosen.
@@ -157,9 +169,19 @@ mod tests {
     }
 
     #[test]
+    fn what_was_in_flight_may_be_there_and_what_was_overwritten_may_not() {
+        let history = History::new(LEN);
+        let (one, two) = (history.fresh().unwrap(), history.fresh().unwrap());
+        history.settle(4096, 4096, two);
+        let point = history.now().while_writing(1..=history.last());
+        assert_eq!(point.check(&blocks([one, two, two, 0]), 0), Ok(()));
+        assert!(point.check(&blocks([0, one, 0, 0]), 0).is_err());
+    }
+
+    #[test]
     fn a_block_of_two_generations_is_wrong() {
         let history = History::new(LEN);
-        let point = history.now().while_writing(1);
+        let point = history.now().while_writing(1..=1);
         let mut torn = blocks([0; 4]);
         let newer = blocks([1; 4]);
         torn[512..1024].copy_from_slice(&newer[512..1024]);

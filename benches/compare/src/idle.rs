@@ -9,7 +9,7 @@ use ringback_qmp_shim::size::parse_size;
 use serde_json::Value;
 
 use crate::cleanup::Scratch;
-use crate::command::run;
+use crate::command::{fio_report, run};
 use crate::figures::Spread;
 
 /// What they all need.
@@ -219,7 +219,5 @@ fn fio(args: &Options, source: &Path) -> Result<f64, String> {
         .arg(format!("--size={}", args.size))
         .arg(format!("--runtime={}", args.seconds))
         .arg(format!("--filename={}", source.display())))?;
-    let report = text.find('{').map_or("", |start| &text[start..]);
-    let report: Value = serde_json::from_str(report).map_err(|error| format!("fio: {error}"))?;
-    number(&report, "/jobs/0/write/iops")
+    number(&fio_report(&text)?, "/jobs/0/write/iops")
 }

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use clap::ValueEnum;
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
+use serde_json::Value;
 
 use crate::cleanup::Scratch;
 use crate::command;
@@ -90,6 +91,11 @@ pub(crate) fn takes_direct(directory: &Path) -> bool {
     probe.is_ok()
 }
 
+/// The cache mode of QEMU's programs that does I/O past the page cache, or through it.
+pub(crate) fn qemu_cache(direct: bool) -> &'static str {
+    if direct { "none" } else { "writeback" }
+}
+
 /// A qcow2 image with every cluster of a raw file in it, in order, made by qemu-img.
 pub(crate) fn convert(
     raw: &Path,
@@ -97,7 +103,7 @@ pub(crate) fn convert(
     cluster_size: u64,
     direct: bool,
 ) -> Result<(), String> {
-    let cache = if direct { "none" } else { "writeback" };
+    let cache = qemu_cache(direct);
     let mut command = Command::new("qemu-img");
     command.args(["convert", "-f", "raw", "-O", "qcow2", "-S", "0"]);
     command.args(["-T", cache, "-t", cache]);
@@ -155,12 +161,14 @@ pub(crate) fn settle(path: &Path) -> Result<(), String> {
     settled().map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Whether qemu-img finds nothing wrong with an image.
-pub(crate) fn check(path: &Path) -> Result<(), String> {
-    command::run(
-        Command::new("qemu-img")
-            .args(["check", "-q", "-f", "qcow2"])
-            .arg(path),
-    )
-    .map(drop)
+/// The report of qemu-img on a qcow2 image.
+///
+/// # Errors
+///
+/// Something is wrong with the image.
+pub(crate) fn check(path: &Path) -> Result<Value, String> {
+    let mut command = Command::new("qemu-img");
+    command.args(["check", "--output=json", "-f", "qcow2"]);
+    let said = command::run(command.arg(path))?;
+    serde_json::from_str(&said).map_err(|error| format!("qemu-img check: {error}"))
 }

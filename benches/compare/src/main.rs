@@ -8,6 +8,7 @@
 //! | `qcow2-read` | raw, imago, qcow2-rs, `qemu-img bench` | 4 KiB reads a second, processor time |
 //! | `qcow2-write` | the same | sequential writes and random overwrites |
 //! | `daemons` | qemu-storage-daemon, `qemu-img convert`, nbdcopy, fio | backups, filters and snapshots under guests: see [`duel`] |
+//! | `system-calls` | qemu-storage-daemon | calls for each write and each MiB copied, by `strace` |
 //! | `nbd` | qemu-storage-daemon, nbdkit | what `fio` gets over NBD, processor time of the server |
 
 #![forbid(unsafe_code)]
@@ -16,6 +17,7 @@ mod cleanup;
 mod command;
 mod daemon;
 mod disks;
+mod drive;
 mod duel;
 mod engine;
 mod figures;
@@ -30,6 +32,7 @@ mod output;
 mod pattern;
 mod peers;
 mod place;
+mod system_calls;
 mod tournament;
 mod verify;
 
@@ -53,6 +56,8 @@ enum Scenario {
     Qcow2Write(disks::WriteOptions),
     /// A raw disk over NBD, against qemu-storage-daemon and nbdkit
     Nbd(nbd::Options),
+    /// System calls for each request of a guest and MiB of a backup, against qemu-storage-daemon
+    SystemCalls(system_calls::Options),
     /// Backups, filters and snapshots under guests, against qemu-storage-daemon
     Daemons(Box<duel::Options>),
 }
@@ -68,6 +73,7 @@ fn main() -> ExitCode {
         Scenario::IdleGuest(options) => idle::compare(idle::Scenario::Guest, &options),
         Scenario::Qcow2Read(options) => disks::read(&options),
         Scenario::Qcow2Write(options) => disks::write(&options),
+        Scenario::SystemCalls(options) => system_calls::compare(&options),
         Scenario::Nbd(options) => nbd::compare(&options),
         Scenario::Daemons(options) => duel::compare(&options),
     };

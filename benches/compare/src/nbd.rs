@@ -7,7 +7,7 @@ use clap::Args;
 use ringback_qmp_shim::size::parse_size;
 use serde_json::Value;
 
-use crate::command::run;
+use crate::command::{fio_report, run};
 use crate::daemon::process::Process;
 use crate::daemon::{Daemon, QSD, System};
 use crate::figures::Spread;
@@ -180,9 +180,7 @@ fn measure(
         ]);
     let said = run(&mut command)?;
     let used = (running.process().cpu()? - before).as_secs_f64();
-    // Lines for people may come first.
-    let json = &said[said.find('{').unwrap_or(0)..];
-    let report: Value = serde_json::from_str(json).map_err(|error| format!("fio: {error}"))?;
+    let report = fio_report(&said)?;
     let side = if work.kind.ends_with("write") {
         "write"
     } else {
@@ -276,14 +274,15 @@ fn print(
         }
     }
     for (index, server) in servers.iter().enumerate().skip(1) {
+        let name = format!("ringback / {}", server.name());
         if failures[index].is_some() {
+            println!("  {name:<36} not judged: {} failed", server.name());
             continue;
         }
         let ratio = |figure: fn(&Outcome) -> f64| {
             let pairs = outcomes[0].iter().zip(&outcomes[index]);
             Spread::new(pairs.map(|(ours, theirs)| figure(ours) / figure(theirs)))
         };
-        let name = format!("ringback / {}", server.name());
         let (rate, cpu) = (
             ratio(|outcome| outcome.rate),
             ratio(|outcome| outcome.cpu_micros),

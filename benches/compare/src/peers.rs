@@ -17,7 +17,7 @@ use qcow2_rs::uring::Qcow2IoUring;
 use qcow2_rs::utils::qcow2_setup_dev_uring;
 
 use crate::command;
-use crate::images::Format;
+use crate::images::{Format, qemu_cache};
 use crate::load::{Limit, Load, Meter, Outcome, Program};
 use crate::pattern::{BLOCK, Order};
 
@@ -198,7 +198,7 @@ impl Program for QemuImg {
         };
         let mut command = Command::new("qemu-img");
         command.args(["bench", "-f", self.format.name(), "-i", &self.aio]);
-        command.args(["-t", if load.direct { "none" } else { "writeback" }]);
+        command.args(["-t", qemu_cache(load.direct)]);
         command.args(["-d", &load.depth.to_string(), "-s", &load.len.to_string()]);
         command.args(["-S", &step.to_string(), "-c", &count.to_string()]);
         if load.writes() {

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::daemon::{Daemon, System};
+use crate::drive::{Feed, Pace, Times, Work, drive};
 use crate::history::PointInTime;
 use crate::images::{self, Format};
-use crate::nbd_client::{Client, Feed, Pace, Times, Work, drive};
+use crate::nbd_client::Client;
 use crate::place::Image;
 
 /// Bytes that are read at a time.

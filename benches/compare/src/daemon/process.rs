@@ -1,8 +1,9 @@
 //! A program that runs beside this one, what it costs, and its end.
 
 use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -35,9 +36,10 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(file)
+            .process_group(0)
             .spawn()
             .map_err(|error| format!("{command:?}: {error}"))?;
-        let registered = Some(Registered::process(child.id()));
+        let registered = Some(Registered::process_group(child.id()));
         Ok(Self {
             child,
             registered,
@@ -45,7 +47,7 @@ impl Process {
         })
     }
 
-    fn id(&self) -> Pid {
+    pub(crate) fn id(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX))
     }
 
@@ -58,6 +60,21 @@ impl Process {
             }
             if Instant::now() > end {
                 return Err("it does not listen".into());
+            }
+            sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    /// Waits until it has said this on standard error.
+    pub(crate) fn wait_said(&mut self, words: &str) -> Result<(), String> {
+        let end = Instant::now() + START_LIMIT;
+        while !self.said().contains(words) {
+            if let Some(end) = self.ended() {
+                return Err(end);
+            }
+            if Instant::now() > end {
+                return Err(format!("it does not say '{words}'"));
             }
             sleep(Duration::from_millis(2));
         }
@@ -83,6 +100,16 @@ impl Process {
     ///
     /// It fails, or does not come to an end.
     pub(crate) fn finish(&mut self) -> Result<(), String> {
+        let status = self.wait()?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(format!("{status}; it said: {}", self.said()))
+        }
+    }
+
+    /// The same, however it ends.
+    pub(crate) fn wait(&mut self) -> Result<ExitStatus, String> {
         let end = Instant::now() + END_LIMIT;
         let status = loop {
             match self.child.try_wait().map_err(|error| error.to_string())? {
@@ -92,11 +119,7 @@ impl Process {
             }
         };
         self.registered = None;
-        if status.success() {
-            Ok(())
-        } else {
-            Err(format!("{status}; it said: {}", self.said()))
-        }
+        Ok(status)
     }
 
     /// Processor time of all its threads so far.

@@ -3,12 +3,11 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
-/// Nothing that is measured takes longer.
-const LIMIT: Duration = Duration::from_secs(900);
+use crate::command::LIMIT;
 
 /// A monitor that is talked to.
 #[derive(Debug)]
@@ -132,7 +131,12 @@ impl Qmp {
 
     /// Waits until a job of this name is no more.
     pub(crate) fn wait_gone(&mut self, job: &str) -> Result<(), String> {
-        let is_it = |data: &Value| data["id"] == job && data["status"] == "null";
+        self.wait_status(job, "null")
+    }
+
+    /// Waits until a job of this name has come to a status.
+    pub(crate) fn wait_status(&mut self, job: &str, status: &str) -> Result<(), String> {
+        let is_it = |data: &Value| data["id"] == job && data["status"] == status;
         self.wait_event("JOB_STATUS_CHANGE", is_it).map(drop)
     }
 }

@@ -4,11 +4,11 @@
 use serde_json::json;
 
 use crate::daemon::{Daemon, System};
+use crate::drive::Pace;
 use crate::duel::Bench;
 use crate::duel::cell::{Better, Column, column};
 use crate::duel::stage::Stage;
 use crate::guest::{Area, Guest, Load, Order, SMALL};
-use crate::nbd_client::Pace;
 
 const COLUMNS: &[Column] = &[
     column("guest", "writes/s", Better::More),
@@ -143,6 +143,6 @@ fn first_writes(
     }
     let mut row = vec![phase.rate()];
     row.extend(phase.percentiles([0.5, 0.99, 0.999, 1.0]));
-    row.push(cpu * 1e6 / (phase.rate() * phase.seconds));
+    row.push(cpu * 1e6 / phase.answered());
     Ok(row)
 }

@@ -116,11 +116,30 @@ impl Cell {
         }
     }
 
+    /// The series of some systems.
+    pub(crate) fn series_of(&self, systems: &[&str]) -> impl Iterator<Item = &Series> {
+        let all = self.series.iter();
+        all.filter(|series| systems.contains(&series.entrant.system))
+    }
+
+    /// Why it cannot be said whether a goal is met that is about these systems: what is
+    /// left of those that have failed proves nothing.
+    pub(crate) fn why_not_judged(&self, systems: &[&str]) -> Option<String> {
+        if self.failure.is_some() {
+            return Some("not judged: the comparison failed".into());
+        }
+        let all = self.series_of(systems);
+        let failed = all.filter(|series| series.failure.is_some());
+        let failed: Vec<String> = failed.map(|series| series.entrant.name()).collect();
+        (!failed.is_empty()).then(|| format!("not judged: {} failed", failed.join("; ")))
+    }
+
     /// The series of a system with the best median of a column.
     pub(crate) fn best(&self, system: &str, column: usize) -> Option<usize> {
         let better = self.columns[column].better;
         let all = self.series.iter().enumerate();
-        let own = all.filter(|(_, series)| series.entrant.system == system);
+        let own =
+            all.filter(|(_, series)| series.entrant.system == system && series.failure.is_none());
         let medians = own.filter_map(|(index, series)| Some((index, series.median(column)?)));
         let best = medians.max_by(|(_, one), (_, other)| match better {
             Better::More => one.total_cmp(other),
@@ -233,6 +252,21 @@ pub(super) mod tests {
         let json = cell.to_json();
         assert!(json["series"][0]["runs"][0][1].is_null());
         assert_eq!(json["series"][0]["figures"]["p99"]["median"], 4.0);
+    }
+
+    #[test]
+    fn what_has_failed_is_not_judged() {
+        let mut cell = cell(&[
+            ("ringback", "1", &[[100.0, 1.0]]),
+            ("qsd", "1", &[[100.0, 1.0]]),
+        ]);
+        assert_eq!(cell.why_not_judged(&["ringback", "qsd"]), None);
+        cell.series[1].failure = Some("no more of this".into());
+        assert_eq!(cell.why_not_judged(&["ringback"]), None);
+        let why = cell.why_not_judged(&["ringback", "qsd"]);
+        assert_eq!(why.as_deref(), Some("not judged: qsd, 1 failed"));
+        cell.failure = Some("the disk is wrong".into());
+        assert!(cell.why_not_judged(&["ringback"]).is_some());
     }
 
     #[test]

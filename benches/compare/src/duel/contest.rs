@@ -17,7 +17,7 @@ pub(crate) struct Contestant<'a> {
 /// drift, ratios of neighbours do not.
 ///
 /// Who fails is left out from there on, and what all of them work on is made good
-/// before the next one comes. If it cannot be, nobody comes.
+/// before the next one comes. If it cannot be, or was spoiled, nobody comes.
 pub(crate) fn compete(
     name: String,
     title: String,
@@ -55,8 +55,8 @@ pub(crate) fn compete(
                     series.failure = Some(error);
                     if let Err(error) = make_good() {
                         failure = Some(format!(
-                            "abandoned in round {} of {rounds}: {who} has failed, and its disk \
-                             cannot be made good: {error}",
+                            "abandoned in round {} of {rounds}: {who} has failed, and the disk \
+                             is of no use any more: {error}",
                             round + 1
                         ));
                         break 'rounds;

@@ -92,7 +92,7 @@ fn backup(
         Ok::<_, String>(guest)
     });
     let guest = guest.transpose()?;
-    let point = history.now().while_writing(before);
+    let point = history.now().while_writing(before..=before);
     // What was before does not count.
     daemon.reader_wait()?;
     let (start, cpu) = (Instant::now(), daemon.cpu_seconds()?);

@@ -31,10 +31,7 @@ pub(crate) fn points(
     speed: usize,
     latency: usize,
 ) -> Vec<(String, Point)> {
-    let own = cell
-        .series
-        .iter()
-        .filter(|series| systems.contains(&series.entrant.system));
+    let own = cell.series_of(systems);
     own.filter_map(|series| {
         let point = Point {
             speed: series.median(speed)?,
@@ -53,6 +50,14 @@ pub(crate) fn verdict(
     speed: usize,
     latency: usize,
 ) -> Option<String> {
+    let name = cell.columns[latency].name;
+    let goal = format!(
+        "for every point of {peer} ringback has one with no less throughput and no more {name}"
+    );
+    cell.series_of(&[peer]).next()?;
+    if let Some(why) = cell.why_not_judged(&[ours, &[peer]].concat()) {
+        return Some(format!("{goal}: {why}"));
+    }
     let ours = points(cell, ours, speed, latency);
     let theirs = points(cell, &[peer], speed, latency);
     if ours.is_empty() || theirs.is_empty() {
@@ -61,17 +66,12 @@ pub(crate) fn verdict(
     let plain = |points: &[(String, Point)]| points.iter().map(|(_, point)| *point).collect();
     let (plain_ours, plain_theirs): (Vec<_>, Vec<_>) = (plain(&ours), plain(&theirs));
     let open = not_dominated(&plain_ours, &plain_theirs);
-    let name = cell.columns[latency].name;
-    if open.is_empty() {
-        return Some(format!(
-            "for every point of {peer} ringback has one with no less throughput and no more {name}: met"
-        ));
-    }
     let open: Vec<&str> = open.iter().map(|&index| theirs[index].0.as_str()).collect();
-    Some(format!(
-        "for every point of {peer} ringback has one with no less throughput and no more {name}: missed at {}",
-        open.join("; ")
-    ))
+    Some(if open.is_empty() {
+        format!("{goal}: met")
+    } else {
+        format!("{goal}: missed at {}", open.join("; "))
+    })
 }
 
 #[cfg(test)]
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_verdict_names_what_is_missed() {
-        let cell = cell(&[
+        let mut cell = cell(&[
             ("ringback", "1 worker", &[[500.0, 3.0]]),
             ("qsd", "1 worker", &[[400.0, 2.0]]),
             ("qsd", "8 workers", &[[450.0, 9.0]]),
@@ -108,5 +108,12 @@ mod tests {
         let verdict = verdict(&cell, &["ringback"], "qsd", 0, 1).unwrap();
         assert!(verdict.ends_with("missed at 1 worker"), "{verdict}");
         assert_eq!(super::verdict(&cell, &["ringback"], "fio", 0, 1), None);
+        // It might have been beaten there, or not.
+        cell.series[1].failure = Some("no more of this".into());
+        let verdict = super::verdict(&cell, &["ringback"], "qsd", 0, 1).unwrap();
+        assert!(
+            verdict.ends_with("not judged: qsd, 1 worker failed"),
+            "{verdict}"
+        );
     }
 }

@@ -2,20 +2,21 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::daemon::System;
+use crate::drive::{Driven, Feed, Pace, Times, Work};
 use crate::duel::cbw::Filter;
 use crate::duel::cell::{Better, Cell, Column, column};
 use crate::duel::stage::{Stage, megabytes};
 use crate::duel::{Bench, Kind};
 use crate::guest::{Area, Guest, Load};
 use crate::history::PointInTime;
-use crate::nbd_client::{Client, Driven, Feed, Pace, Times, Work};
+use crate::nbd_client::Client;
 
 const COLUMNS: &[Column] = &[
     column("reader", "MB/s", Better::More),
@@ -105,11 +106,13 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
 /// A sentence on what ringback's writes have waited for readers elsewhere, if that
 /// is known.
 fn verdict(cell: &Cell) -> Option<String> {
-    let ours = cell.series.iter();
-    let ours = ours.filter(|series| series.entrant.system == "ringback");
+    let goal = "no write waits for a reader that is elsewhere";
+    if let Some(why) = cell.why_not_judged(&["ringback"]) {
+        return Some(format!("{goal}: {why}"));
+    }
+    let ours = cell.series_of(&["ringback"]);
     let waits = ours.filter_map(|series| series.spread(READER_WAITS));
     let most = waits.map(|waits| waits.high).max_by(f64::total_cmp)?;
-    let goal = "no write waits for a reader that is elsewhere";
     Some(if most > 0.0 {
         format!("{goal}: missed, {most:.0} in one run")
     } else {
@@ -140,15 +143,17 @@ fn fleece(
     let client = Client::connect(daemon.socket(), "access")?;
     // What was before does not count.
     daemon.reader_wait()?;
-    let (start, cpu) = (Instant::now(), daemon.cpu_seconds()?);
     let generation = history.fresh()?;
-    let guest = Guest::start(daemon.socket(), node, load, &history, generation)?;
     let reader = Reader::start(client, places.of_reader(), point)?;
+    let guest = Guest::start(daemon.socket(), node, load, &history, generation)?;
+    // All figures are of the same window, in which both are there: it begins with the
+    // guest, and ends when the guest is told to stop.
+    let (start, cpu, bytes) = (Instant::now(), daemon.cpu_seconds()?, reader.bytes());
     sleep(seconds);
     let elapsed = start.elapsed().as_secs_f64();
-    let bytes = reader.stop()?;
+    let (cpu, bytes) = (daemon.cpu_seconds()? - cpu, reader.bytes() - bytes);
     let phase = guest.stop_in_first_phase()?;
-    let cpu = daemon.cpu_seconds()? - cpu;
+    reader.stop()?;
     let wait = daemon.reader_wait()?;
     daemon.unexport("access")?;
     daemon.del_node("access")?;
@@ -163,27 +168,32 @@ fn fleece(
 /// A client that reads the snapshot from start to end, and again.
 struct Reader {
     stop: Arc<AtomicBool>,
-    reads: Driven<u64>,
+    bytes: Arc<AtomicU64>,
+    reads: Driven<()>,
 }
 
 impl Reader {
     fn start(client: Client, area: Area, point: PointInTime) -> Result<Self, String> {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, bytes) = (Arc::new(AtomicBool::new(false)), Arc::default());
         let area = area.of(client.size);
         let reads = Reads {
             stop: Arc::clone(&stop),
             next: area.start,
             area,
-            bytes: 0,
+            bytes: Arc::clone(&bytes),
             point,
         };
         let who = "the reader of the snapshot";
-        let reads = Driven::start(who, client, Pace::Depth(DEPTH), reads, |reads| reads.bytes)?;
-        Ok(Self { stop, reads })
+        let reads = Driven::start(who, client, Pace::Depth(DEPTH), reads, drop)?;
+        Ok(Self { stop, bytes, reads })
     }
 
-    /// Answers how much it has read.
-    fn stop(self) -> Result<u64, String> {
+    /// How much it has read so far.
+    fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn stop(self) -> Result<(), String> {
         self.stop.store(true, Ordering::SeqCst);
         self.reads.join()
     }
@@ -196,7 +206,7 @@ struct Reads {
     /// Where: whole reads.
     area: Range<u64>,
     next: u64,
-    bytes: u64,
+    bytes: Arc<AtomicU64>,
     point: PointInTime,
 }
 
@@ -218,7 +228,7 @@ impl Feed for Reads {
     }
 
     fn done(&mut self, work: &Work, bytes: &[u8], _times: Times) -> Result<(), String> {
-        self.bytes += work.len as u64;
+        self.bytes.fetch_add(work.len as u64, Ordering::Relaxed);
         self.point.check(bytes, work.offset)
     }
 }

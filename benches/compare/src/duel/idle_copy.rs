@@ -4,14 +4,13 @@ use std::process::Command;
 use std::time::Instant;
 
 use nix::sys::resource::UsageWho;
-use serde_json::Value;
 
 use crate::command;
 use crate::duel::Bench;
 use crate::duel::cell::{Better, Cell, Column, Entrant, Pair, column};
 use crate::duel::contest::Contestant;
 use crate::duel::stage::{Stage, mib, workers_name};
-use crate::images::Format;
+use crate::images::{Format, qemu_cache};
 use crate::load::Meter;
 
 const SPEED: usize = 0;
@@ -20,6 +19,12 @@ const COLUMNS: &[Column] = &[
     column("CPU", "s/GiB", Better::Less),
     column("memory", "MiB", Better::Less),
 ];
+
+/// The daemons run already, as they do on a host; a program is what somebody starts
+/// there for this one copy.
+const COUNTED: &str = "counted of a daemon: from the command to the end of the job, without \
+    the daemon's start; of a program: from its start to its end; of both with a flush of the \
+    target; of fio: the time that it reports, without its start, and processor time with it";
 
 /// Depths of fio's reads and writes.
 const FIO_DEPTHS: [u32; 3] = [2, 8, 32];
@@ -63,7 +68,7 @@ impl Peer {
         let direct = stage.disk.direct;
         match self {
             Self::QemuImg => {
-                let cache = if direct { "none" } else { "writeback" };
+                let cache = qemu_cache(direct);
                 let mut command = Command::new("qemu-img");
                 command.args(["convert", "-n", "-W", "-m", "16", "-t", cache, "-T", cache]);
                 command
@@ -82,8 +87,8 @@ impl Peer {
                 // Not told to stay: it ends with the last connection, also if it misses
                 // the signal that nbdcopy sends.
                 for (mode, path) in [("-r", disk), ("--shared=0", target)] {
-                    let cache = if direct { "none" } else { "writeback" };
-                    command.args(["[", "qemu-nbd", mode, "-f", format, "--cache", cache]);
+                    command.args(["[", "qemu-nbd", mode, "-f", format]);
+                    command.args(["--cache", qemu_cache(direct)]);
                     command.arg(path).arg("]");
                 }
                 command
@@ -129,9 +134,7 @@ impl Peer {
 
 /// The longer of its two jobs, from its report.
 fn fio_seconds(said: &str) -> Result<f64, String> {
-    // Lines for people may come first.
-    let json = &said[said.find('{').unwrap_or(0)..];
-    let report: Value = serde_json::from_str(json).map_err(|error| format!("fio: {error}"))?;
+    let report = command::fio_report(said)?;
     let jobs = report["jobs"].as_array().into_iter().flatten();
     let millis = jobs.filter_map(|job| job["job_runtime"].as_f64());
     let longest = millis.max_by(f64::total_cmp).filter(|&millis| millis > 0.0);
@@ -159,7 +162,7 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
                     Ok(row(stage, cost.seconds, cost.cpu_seconds, mib(memory)))
                 },
             );
-            let mut notes = Vec::new();
+            let mut notes = vec![COUNTED.to_owned()];
             let peers = [Peer::QemuImg, Peer::Nbdcopy];
             for peer in peers.into_iter().chain(FIO_DEPTHS.map(Peer::Fio)) {
                 let entrant = peer.entrant();

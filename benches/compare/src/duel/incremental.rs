@@ -1,20 +1,20 @@
 //! `incremental`: a thousand dirty clusters, far apart on a very large disk.
 
-use std::process::Command;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use crate::command;
 use crate::daemon::{Daemon, QSD, System};
+use crate::drive::{Feed, Pace, Times, Work, drive};
 use crate::duel::Bench;
 use crate::duel::cell::{Better, Column, column};
 use crate::duel::contest::{Contestant, Run, compete};
-use crate::duel::stage::{entrant, mib};
+use crate::duel::stage::{entrant, extended, mib};
 use crate::guest::CLUSTER;
 use crate::history::PointInTime;
-use crate::images::Format;
-use crate::nbd_client::{Client, Feed, Pace, Times, Work, drive};
+use crate::images::{self, Format};
+use crate::nbd_client::Client;
 use crate::place::{Image, Place};
 use crate::verify;
 
@@ -30,6 +30,9 @@ const SIZES: [(u64, &str); 2] = [(1 << 40, "1T"), (8 << 40, "8T")];
 const WRITTEN: u16 = 1;
 
 pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
+    // Nothing much is copied: it is not worth a trial.
+    let aio = bench.options.aio.named().unwrap_or("io_uring");
+    let extension = bench.options.extension.as_ref();
     for &medium in &bench.options.medium {
         if let Some(why) = medium.missing(Format::Qcow2) {
             println!("{why}");
@@ -46,12 +49,21 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
             }
             let mut systems = vec![System::Ringback(bench.options.ringback.clone())];
             if command::is_there(QSD) {
-                systems.push(System::Qemu("io_uring"));
+                systems.push(System::Qemu(aio));
             }
             let place = &Place::new(medium, &bench.options.directory, &bench.options.memory)?;
             let judge = systems.last().ok_or("no daemon")?;
             let contestant = |system| {
-                let run: Run<'_> = Box::new(move || increment(place, system, judge, size));
+                let run: Run<'_> = Box::new(move || {
+                    let job = json!({ "sync": "incremental", "bitmap": "changes" });
+                    increment(
+                        place,
+                        system,
+                        judge,
+                        size,
+                        &extended(system, job, extension),
+                    )
+                });
                 Contestant {
                     entrant: entrant(system, ""),
                     run,
@@ -59,7 +71,7 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
             };
             let contestants = systems.iter().map(contestant).collect();
             let title = format!(
-                "incremental backup of {DIRTY} dirty clusters of 64 KiB of a sparse qcow2 disk of {size_name}, qsd with aio=io_uring"
+                "incremental backup of {DIRTY} dirty clusters of 64 KiB of a sparse qcow2 disk of {size_name}, qsd with aio={aio}"
             );
             // Every run makes its images anew.
             let good = || Ok(());
@@ -76,6 +88,7 @@ fn increment(
     system: &System,
     judge: &System,
     size: u64,
+    job: &Value,
 ) -> Result<Vec<f64>, String> {
     let disk = place.sparse("large.qcow2", size)?;
     let target = place.sparse("increment.qcow2", size)?;
@@ -90,7 +103,7 @@ fn increment(
     client.flush()?;
     let before = daemon.process.memory_peak()?;
     let (start, cpu) = (Instant::now(), daemon.cpu_seconds()?);
-    daemon.start_backup(&json!({ "sync": "incremental", "bitmap": "changes" }))?;
+    daemon.start_backup(job)?;
     daemon.wait_backup()?;
     daemon.del_image("target")?;
     target.sync()?;
@@ -113,10 +126,7 @@ fn verify_increment(place: &Place, target: &Image, judge: &System) -> Result<(),
     });
     let point = PointInTime::all(WRITTEN);
     verify::image(target, &point, pieces, judge, place.path())?;
-    let mut check = Command::new("qemu-img");
-    check.args(["check", "--output=json", "-f", "qcow2"]);
-    let said = command::run(check.arg(&target.path))?;
-    let report: Value = serde_json::from_str(&said).map_err(|error| error.to_string())?;
+    let report = images::check(&target.path)?;
     match report["allocated-clusters"].as_u64() {
         Some(DIRTY) => Ok(()),
         other => Err(format!(

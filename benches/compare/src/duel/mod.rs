@@ -10,22 +10,19 @@ mod drain;
 mod fleece;
 mod idle_copy;
 mod incremental;
+mod options;
 mod slow_target;
 mod stage;
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
 
-use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::command;
 use crate::daemon::QSD;
-use crate::disks::{parse_disk_size, parse_seconds};
-use crate::guest::{Area, CLUSTER, Load, Order, SMALL};
+use crate::guest::CLUSTER;
 use crate::images::Format;
-use crate::nbd_client::Pace;
 use crate::output::{page, table};
 use crate::place::Medium;
 
@@ -34,173 +31,9 @@ pub(crate) use cell::{Cell, Pair};
 use contest::{Contestant, compete};
 pub(crate) use curve::{P99, SPEED, UNBOUND};
 pub(crate) use domination::points;
+pub(crate) use options::Options;
+use options::{Aio, Kind, Scenario};
 use stage::Stage;
-
-/// What is compared.
-#[derive(Debug, Args)]
-pub(crate) struct Options {
-    /// The program under test
-    #[arg(long, value_name = "FILE", default_value = "target/release/ringback")]
-    ringback: PathBuf,
-    /// A short look: a disk of 128M, 3 runs, 0.3 seconds, unless they are given
-    #[arg(long)]
-    quick: bool,
-    /// Scenarios to run
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Scenario::ALL)]
-    scenario: Vec<Scenario>,
-    /// Only comparisons whose name, such as curve/raw/memory/rated, has each of
-    /// these words
-    #[arg(long, value_name = "WORD", value_delimiter = ',')]
-    only: Vec<String>,
-    /// Where disks lie
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["file", "memory"])]
-    medium: Vec<Medium>,
-    /// How disks are kept
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["raw"])]
-    format: Vec<Format>,
-    /// Guests of a curve
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["rated", "random"])]
-    guest: Vec<Kind>,
-    /// Copies in flight, each a point of a curve
-    #[arg(long, value_delimiter = ',', default_values = ["1", "2", "4", "8", "16", "64"])]
-    workers: Vec<u32>,
-    /// Where files are made
-    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
-    directory: PathBuf,
-    /// Where files in memory are made
-    #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
-    memory: PathBuf,
-    /// Size of a disk, a multiple of 1M
-    #[arg(
-        long, value_parser = parse_disk_size, default_value = "512M",
-        default_value_if("quick", "true", "128M")
-    )]
-    size: u64,
-    /// Runs of each
-    #[arg(
-        long, value_parser = clap::value_parser!(u16).range(1..), default_value = "5",
-        default_value_if("quick", "true", "3")
-    )]
-    runs: u16,
-    /// Seconds that a guest runs before a backup, or that a run takes
-    #[arg(
-        long, value_parser = parse_seconds, default_value = "1",
-        default_value_if("quick", "true", "0.3")
-    )]
-    seconds: Duration,
-    /// How qemu-storage-daemon does its I/O: auto tries each and takes the best
-    #[arg(long, value_enum, default_value_t = Aio::Auto)]
-    aio: Aio,
-    /// Members that blockdev-backup gets in addition where it is ringback's, as a JSON
-    /// object: extensions that QEMU does not have
-    #[arg(long, value_name = "JSON", value_parser = parse_object)]
-    extension: Option<Value>,
-    /// Every figure as JSON, too
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Tables and curves as one page for a browser
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
-}
-
-fn parse_object(text: &str) -> Result<Value, String> {
-    let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    if value.is_object() {
-        Ok(value)
-    } else {
-        Err("it must be an object, such as {\"speed\": 0}".into())
-    }
-}
-
-/// What is looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Scenario {
-    /// Backup throughput against the guest's latency, by the number of workers
-    Curve,
-    /// The first write to each cluster under a copy-before-write filter
-    Cbw,
-    /// The same with a target that is slow, or stops for a while
-    SlowTarget,
-    /// Reads of the snapshot while a guest writes
-    Fleece,
-    /// A copy of an idle disk, against every program that can make one
-    IdleCopy,
-    /// A few dirty clusters of a very large disk
-    Incremental,
-    /// How long a request is held when a filter or a job comes
-    Drain,
-}
-
-impl Scenario {
-    const ALL: [Self; 7] = [
-        Self::Curve,
-        Self::Cbw,
-        Self::SlowTarget,
-        Self::Fleece,
-        Self::IdleCopy,
-        Self::Incremental,
-        Self::Drain,
-    ];
-}
-
-/// Guests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Kind {
-    /// None
-    Idle,
-    /// 1,000 random 4 KiB writes a second, one at a time
-    Rated,
-    /// Random 4 KiB writes, 16 in flight
-    Random,
-    /// Sequential 64 KiB writes, 4 in flight
-    Sequential,
-}
-
-impl Kind {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Idle => "idle",
-            Self::Rated => "rated",
-            Self::Random => "random",
-            Self::Sequential => "sequential",
-        }
-    }
-
-    fn load(self) -> Option<Load> {
-        let (order, len, pace) = match self {
-            Self::Idle => return None,
-            Self::Rated => (Order::Random, SMALL, Pace::Every(Duration::from_millis(1))),
-            Self::Random => (Order::Random, SMALL, Pace::Depth(16)),
-            Self::Sequential => (Order::Sequential, 64 << 10, Pace::Depth(4)),
-        };
-        let area = Area::All;
-        Some(Load {
-            order,
-            area,
-            len,
-            pace,
-        })
-    }
-
-    fn describe(self) -> &'static str {
-        match self {
-            Self::Idle => "no guest",
-            Self::Rated => "a guest of 1,000 random 4 KiB writes a second",
-            Self::Random => "a guest of random 4 KiB writes, 16 in flight",
-            Self::Sequential => "a guest of sequential 64 KiB writes, 4 in flight",
-        }
-    }
-}
-
-/// `aio` of QEMU's files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Aio {
-    Auto,
-    #[value(name = "io_uring")]
-    IoUring,
-    Native,
-    Threads,
-}
 
 /// A run of all that is asked for.
 struct Bench<'a> {
@@ -245,7 +78,11 @@ impl Bench<'_> {
         contestants: Vec<Contestant<'_>>,
     ) -> Cell {
         let title = format!("{title}; {}", stage.describe());
-        let good = || stage.make_good();
+        let good = || {
+            // What a system has done to the disk must not be covered up.
+            stage.verify_disk_after_failure()?;
+            stage.make_good()
+        };
         let mut cell = compete(name, title, columns, contestants, self.rounds(), good);
         if cell.failure.is_none() {
             cell.failure = stage.verify_disk().err();
@@ -391,6 +228,8 @@ pub(crate) fn compare(options: &Options) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use clap::Parser;
     use ringback_tests::binary::ringback;
     use ringback_tests::needs::{Need, needs};
@@ -501,6 +340,33 @@ mod tests {
         assert_eq!((sound.rounds.len(), &sound.failure), (2, &None));
         // The disk is what the one that did not fail has written since.
         assert_eq!(cell.failure, None);
+    }
+
+    #[test]
+    fn who_fails_does_not_cover_up_what_it_did_to_the_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options {
+            memory: directory.path().to_owned(),
+            ..options(&["--size=4M", "--runs=2", "--aio=io_uring"])
+        };
+        let bench = Bench {
+            options: &options,
+            cells: Vec::new(),
+        };
+        let stage = Stage::new(&bench, Medium::Memory, Format::Raw).unwrap();
+        let contestants = stage.contestants(
+            &["spoils"],
+            |_, variant| Some(variant.to_owned()),
+            |_, _| {
+                stage.disk.spoil()?;
+                Err("no more of this".into())
+            },
+        );
+        let cell = bench.compete(&stage, "cell".into(), "spoilers", COLUMNS, contestants);
+        let failure = cell.failure.unwrap();
+        assert!(failure.contains("WRONG DATA"), "{failure}");
+        stage.make_good().unwrap();
+        assert_eq!(stage.verify_disk(), Ok(()));
     }
 
     /// A guest for a moment, on what must be the disk of the history. With QEMU it fails

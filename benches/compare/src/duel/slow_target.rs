@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::command;
 use crate::daemon::process::Process;
 use crate::daemon::{Daemon, System};
+use crate::drive::Pace;
 use crate::duel::Bench;
 use crate::duel::cbw::Filter;
 use crate::duel::cell::{Better, Column, column};
@@ -17,7 +18,6 @@ use crate::duel::stage::Stage;
 use crate::guest::{Area, CLUSTER, Guest, Load, Order, SMALL};
 use crate::images::Format;
 use crate::nbd::start_nbdkit;
-use crate::nbd_client::Pace;
 
 const COLUMNS: &[Column] = &[
     column("guest", "writes/s", Better::More),
@@ -80,6 +80,26 @@ const CASES: [Case; 3] = [
     },
 ];
 
+impl Case {
+    /// How long its guest has to find clusters that nobody has written yet.
+    fn lasts(self, seconds: Duration) -> Duration {
+        match self.trouble {
+            Trouble::Slow => seconds,
+            Trouble::Stops => seconds + PAUSE + seconds,
+        }
+    }
+
+    /// Bytes of the least disk whose clusters last for a paced guest. One without a
+    /// pace may be through before: its rate is that of the whole disk then.
+    fn needs(self, seconds: Duration) -> u64 {
+        let Pace::Every(interval) = self.pace else {
+            return 0;
+        };
+        let clusters = self.lasts(seconds).as_nanos().div_ceil(interval.as_nanos());
+        u64::try_from(clusters).map_or(u64::MAX, |clusters| clusters.saturating_mul(CLUSTER))
+    }
+}
+
 /// A contender.
 #[derive(Clone, Copy, Debug)]
 struct Variant {
@@ -108,8 +128,21 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), String> {
         println!("slow-target with a target that stops is left out: nbdkit is not there");
     }
     let there = |case: &Case| has_nbdkit || case.trouble != Trouble::Stops;
-    let cases: Vec<Case> = CASES.into_iter().filter(there).collect();
-    let seconds = bench.options.seconds;
+    let mut cases: Vec<Case> = CASES.into_iter().filter(there).collect();
+    let (seconds, size) = (bench.options.seconds, bench.options.size);
+    cases.retain(|case| {
+        let needed = case.needs(seconds);
+        if needed > size {
+            println!(
+                "slow-target/{} is left out: its guest writes to each cluster once, which for {:?} \
+                 takes a disk of {} MiB or more",
+                case.name,
+                case.lasts(seconds),
+                needed.div_ceil(1 << 20)
+            );
+        }
+        needed <= size
+    });
     bench.on_stages(
         disks,
         &cases,
@@ -215,4 +248,18 @@ fn add_nbd_target(daemon: &mut Daemon, stage: &Stage) -> Result<Process, String>
     });
     daemon.run("blockdev-add", &node)?;
     Ok(server)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_paced_guest_needs_a_cluster_for_each_write() {
+        let [rated, unlimited, stops] = CASES;
+        let second = Duration::from_secs(1);
+        assert_eq!(rated.needs(second), 200 * CLUSTER);
+        assert_eq!(unlimited.needs(second), 0);
+        assert_eq!(stops.needs(second), 1400 * CLUSTER);
+    }
 }

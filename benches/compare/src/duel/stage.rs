@@ -65,13 +65,13 @@ impl Stage {
 
     /// The kind of I/O with which QEMU copies the idle disk fastest.
     fn best_aio(&self, wanted: Aio) -> Result<&'static str, String> {
-        let candidates: &[&'static str] = match wanted {
-            Aio::IoUring => return Ok("io_uring"),
-            Aio::Native => return Ok("native"),
-            Aio::Threads => return Ok("threads"),
-            // QEMU has native I/O only past the page cache.
-            Aio::Auto if self.disk.direct => &["io_uring", "native", "threads"],
-            Aio::Auto => &["io_uring", "threads"],
+        if let Some(aio) = wanted.named() {
+            return Ok(aio);
+        }
+        // QEMU has native I/O only past the page cache.
+        let candidates: &[&'static str] = match self.disk.direct {
+            true => &["io_uring", "native", "threads"],
+            false => &["io_uring", "threads"],
         };
         let mut times = vec![f64::INFINITY; candidates.len()];
         for _ in 0..2 {
@@ -89,8 +89,14 @@ impl Stage {
         Arc::clone(&self.history.borrow())
     }
 
-    /// Fills the disk again, for nobody knows what is there after a run that failed:
-    /// what was in flight may have been written, or not.
+    /// Whether the disk may be what it is after a run that failed, and was ended: what
+    /// was in flight may have been written, or not.
+    pub(super) fn verify_disk_after_failure(&self) -> Result<(), String> {
+        let history = self.history();
+        self.verify_disk_at(&history.now().while_writing(1..=history.last()))
+    }
+
+    /// Fills the disk again, for nobody knows what is there after a run that failed.
     pub(super) fn make_good(&self) -> Result<(), String> {
         self.place.refill(&self.disk)?;
         *self.history.borrow_mut() = Arc::new(History::new(self.disk.size));
@@ -152,13 +158,13 @@ impl Stage {
 
     /// The arguments of a backup with so many workers.
     pub(super) fn backup_arguments(&self, system: &System, workers: u32) -> Value {
-        let mut arguments = json!({ "sync": "full", "x-perf": { "max-workers": workers } });
-        if let (System::Ringback(_), Some(Value::Object(more))) = (system, &self.extension) {
-            for (name, value) in more {
-                arguments[name] = value.clone();
-            }
-        }
-        arguments
+        let arguments = json!({ "sync": "full", "x-perf": { "max-workers": workers } });
+        self.extended(system, arguments)
+    }
+
+    /// Arguments of a backup with what is to be added to ringback's.
+    pub(super) fn extended(&self, system: &System, arguments: Value) -> Value {
+        extended(system, arguments, self.extension.as_ref())
     }
 
     /// A whole backup that somebody has started at `start`: to its end, and until all
@@ -220,9 +226,12 @@ impl Stage {
 
     /// Whether the disk is what guests have written.
     pub(super) fn verify_disk(&self) -> Result<(), String> {
+        self.verify_disk_at(&self.history().now())
+    }
+
+    fn verify_disk_at(&self, point: &PointInTime) -> Result<(), String> {
         let all = verify::whole(self.disk.size);
-        let now = self.history().now();
-        let end = verify::image(&self.disk, &now, all, self.judge(), self.place.path());
+        let end = verify::image(&self.disk, point, all, self.judge(), self.place.path());
         end.map_err(|error| format!("the guest's own disk: {error}"))
     }
 
@@ -234,6 +243,27 @@ impl Stage {
     /// Of what the whole disk takes, the part of a GiB.
     pub(super) fn per_gib(&self, whole: f64) -> f64 {
         whole / (mib(self.disk.size) / 1024.0)
+    }
+}
+
+/// Arguments of a backup with these in addition where it is ringback's.
+pub(super) fn extended(system: &System, mut arguments: Value, extension: Option<&Value>) -> Value {
+    if let (System::Ringback(_), Some(extension)) = (system, extension) {
+        merge(&mut arguments, extension);
+    }
+    arguments
+}
+
+/// Adds members to an object. Of objects that both have, members that are not named
+/// stay.
+fn merge(into: &mut Value, more: &Value) {
+    match (into, more) {
+        (Value::Object(into), Value::Object(more)) => {
+            for (name, value) in more {
+                merge(into.entry(name).or_insert(Value::Null), value);
+            }
+        }
+        (into, more) => *into = more.clone(),
     }
 }
 
@@ -258,5 +288,26 @@ pub(super) fn workers_name(workers: u32) -> String {
     match workers {
         1 => "1 worker".into(),
         _ => format!("{workers} workers"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_extension_leaves_the_other_arguments_alone() {
+        let arguments = || json!({ "sync": "full", "x-perf": { "max-workers": 4 } });
+        let extension = json!({ "speed": 0, "x-perf": { "latency-target": 0 } });
+        let extension = Some(&extension);
+        assert_eq!(
+            extended(&System::Ringback("ringback".into()), arguments(), extension),
+            json!({
+                "sync": "full", "speed": 0,
+                "x-perf": { "max-workers": 4, "latency-target": 0 },
+            })
+        );
+        let qemu = extended(&System::Qemu("io_uring"), arguments(), extension);
+        assert_eq!(qemu, arguments());
     }
 }
