@@ -281,7 +281,7 @@ impl Path {
                 Box::pin(filter.read(shard, file, span, buf, window)).await
             }
         };
-        self.end_watch(shard, watching);
+        drop(watching);
         answer
     }
 
@@ -331,13 +331,13 @@ impl Path {
             // Boxed: rare, and not to make every request large.
             return (Box::pin(self.zero_within(shard, span, flags)).await, buf);
         }
-        if let Err(errno) = self.before_change(shard, span, Change::Write).await {
-            return (Err(errno), buf);
-        }
+        let watching = match self.before_change(shard, span, Change::Write).await {
+            Ok(watching) => watching,
+            Err(errno) => return (Err(errno), buf),
+        };
         if span.is_empty() {
             return (Ok(()), buf);
         }
-        let watching = self.watch(shard);
         let (result, buf) = match &self.base {
             Base::Storage(storage) => storage.write(shard, span, buf, window).await,
             Base::Image(image) => image.write(shard, span, buf, window).await,
@@ -349,7 +349,7 @@ impl Path {
                 Box::pin(filter.write(shard, file, span, buf, window)).await
             }
         };
-        self.end_watch(shard, watching);
+        drop(watching);
         self.after_change(shard, span, Change::Write);
         (result, buf)
     }
@@ -361,7 +361,7 @@ impl Path {
             len: bytes.len() as u64,
         };
         self.check(span)?;
-        self.before_change(shard, span, Change::Write).await?;
+        let _watching = self.before_change(shard, span, Change::Write).await?;
         let result = match &self.base {
             Base::Image(image) => image.write_compressed(shard, span, bytes).await,
             Base::CopyOnRead(filter, file) => {
@@ -565,25 +565,20 @@ impl Path {
         }
     }
 
-    /// A request has passed the layers. When it began, if somebody wants to know
-    /// how long it takes from here on.
-    fn watch(&self, shard: &Shard) -> Option<u64> {
+    /// A request begins, if somebody wants to know how long it takes from here on.
+    fn watch<'a>(&'a self, shard: &'a Shard) -> Option<Watching<'a>> {
         if !self.watched.iter().any(|watch| watch.is_wanted()) {
             return None;
         }
+        let since_ns = shard.now_ns();
         for watch in self.watched.iter() {
-            watch.begin(shard.index());
+            watch.begin(shard.index(), since_ns);
         }
-        Some(shard.now_ns())
-    }
-
-    fn end_watch(&self, shard: &Shard, since_ns: Option<u64>) {
-        if let Some(since_ns) = since_ns {
-            let duration_ns = shard.now_ns() - since_ns;
-            for watch in self.watched.iter() {
-                watch.end(shard.index(), duration_ns);
-            }
-        }
+        Some(Watching {
+            path: self,
+            shard,
+            since_ns,
+        })
     }
 
     fn traffic(&self) -> impl Iterator<Item = &Traffic> {
@@ -591,7 +586,15 @@ impl Path {
         layers.filter_map(|layer| layer.traffic.as_deref())
     }
 
-    async fn before_change(&self, shard: &Shard, span: Span, change: Change) -> IoResult<()> {
+    /// A write is watched from the first filter on that copies before it: what it
+    /// waits for there competes with copies, too.
+    async fn before_change<'a>(
+        &'a self,
+        shard: &'a Shard,
+        span: Span,
+        change: Change,
+    ) -> IoResult<Option<Watching<'a>>> {
+        let mut watching = None;
         if !matches!(change, Change::Discard) && !span.is_empty() {
             for traffic in self.traffic() {
                 traffic.before_write(span.end());
@@ -607,10 +610,13 @@ impl Path {
                 Box::pin(admit(throttle, shard, Direction::Write, span, len_max)).await;
             }
             if let Some(filter) = &layer.copy_before_write {
+                if watching.is_none() && matches!(change, Change::Write) && !span.is_empty() {
+                    watching = self.watch(shard);
+                }
                 filter.before_change(shard, span).await?;
             }
         }
-        Ok(())
+        Ok(watching)
     }
 
     fn after_change(&self, shard: &Shard, span: Span, change: Change) {
@@ -635,6 +641,22 @@ impl Path {
             for bitmap in &layer.recorders {
                 bitmap.mark(shard.index(), span.offset, span.len);
             }
+        }
+    }
+}
+
+/// A request that is watched, until it is dropped.
+struct Watching<'a> {
+    path: &'a Path,
+    shard: &'a Shard,
+    since_ns: u64,
+}
+
+impl Drop for Watching<'_> {
+    fn drop(&mut self) {
+        let now_ns = self.shard.now_ns();
+        for watch in self.path.watched.iter() {
+            watch.end(self.shard.index(), self.since_ns, now_ns);
         }
     }
 }

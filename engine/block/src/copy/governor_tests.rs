@@ -296,6 +296,9 @@ impl Simulation {
             What::GuestEnd { sent_ns, due_ns } => {
                 let took_ns = now_ns - sent_ns;
                 self.seen.guest.ended[bucket(took_ns)] += 1;
+                // Otherwise than by the real watch, only when it is over.
+                self.seen.guest.busy_ns += took_ns;
+                self.seen.guest.shards = 1;
                 self.run.guest.push((sent_ns, took_ns));
                 let due_ns = due_ns + self.guest.gap_ns;
                 if due_ns < self.guest.to_ns {
@@ -564,6 +567,20 @@ fn the_copy_does_not_give_way_to_others_for_nothing() {
     assert!(before > 2500e6, "{before}");
     let after = run.speed(15 * SECOND, 30 * SECOND);
     assert!(after > 1000e6, "{after}");
+}
+
+/// Each request of the guest takes half of its pace, alone: with twice as much it would fall
+/// behind, long before the median or the p99 says so.
+#[test]
+fn a_guest_that_needs_its_pauses_keeps_up() {
+    let device = Device::new(1, 500 * US, 2000);
+    let run = simulate(device, guest_from(0), 20);
+    let (from_ns, to_ns) = (5 * SECOND, 20 * SECOND);
+    let sent = run.guest.iter();
+    let sent = sent.filter(|(at_ns, _)| (from_ns..to_ns).contains(at_ns));
+    let share = sent.count() as f64 / 15_000.0;
+    assert!(share > 0.99, "{share}");
+    assert!(run.speed(from_ns, to_ns) > 1e6, "it is copied meanwhile");
 }
 
 #[test]

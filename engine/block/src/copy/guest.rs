@@ -1,9 +1,9 @@
 //! What a guest feels of the disk that is copied: how long its requests take
-//! below the copy-before-write filter.
+//! from the copy-before-write filter on, and how much of the time it has some in flight.
 //!
-//! Reads and writes count, from when the filter has let them pass to when the
-//! disk has answered: not the waits that the filter itself adds. Flushes, zeroes
-//! and discards do not, because they take long with nobody in the way.
+//! Reads and writes count, with what they wait for in the filter: the saves go to the
+//! same devices as the copies. Flushes, zeroes and discards do not count, because they
+//! take long with nobody in the way.
 //!
 //! Each shard writes figures of its own, with no read-modify-write; whoever
 //! wants them adds up. Nobody records while nobody wants them: then a request
@@ -48,6 +48,11 @@ pub struct Counts {
     pub started: u64,
     /// Requests that have ended, by how long they took.
     pub ended: [u64; BUCKETS],
+    /// For how long there was a request in flight on a shard, in nanoseconds, all shards
+    /// added up.
+    pub busy_ns: u64,
+    /// Shards on which there has been one.
+    pub shards: u64,
 }
 
 impl Default for Counts {
@@ -55,6 +60,8 @@ impl Default for Counts {
         Self {
             started: 0,
             ended: [0; BUCKETS],
+            busy_ns: 0,
+            shards: 0,
         }
     }
 }
@@ -64,6 +71,10 @@ impl Default for Counts {
 struct Figures {
     started: AtomicU64,
     ended: [AtomicU64; BUCKETS],
+    in_flight: AtomicU64,
+    /// Since when, if there is any.
+    busy_since_ns: AtomicU64,
+    busy_ns: AtomicU64,
 }
 
 impl Default for Figures {
@@ -71,13 +82,19 @@ impl Default for Figures {
         Self {
             started: AtomicU64::new(0),
             ended: array::from_fn(|_| AtomicU64::new(0)),
+            in_flight: AtomicU64::new(0),
+            busy_since_ns: AtomicU64::new(0),
+            busy_ns: AtomicU64::new(0),
         }
     }
 }
 
-fn increment(count: &AtomicU64) {
+/// Answers what it was before.
+fn add(count: &AtomicU64, more: u64) -> u64 {
     // One writer: nothing is lost between the load and the store.
-    count.store(count.load(Ordering::Relaxed) + 1, Ordering::Release);
+    let before = count.load(Ordering::Relaxed);
+    count.store(before.wrapping_add(more), Ordering::Release);
+    before
 }
 
 /// The requests of a disk's guests.
@@ -111,27 +128,43 @@ impl GuestWatch {
     }
 
     /// A request has begun on the caller's shard; [`GuestWatch::end`] must follow.
-    pub(crate) fn begin(&self, shard: usize) {
-        increment(&self.shards[shard].started);
+    pub(crate) fn begin(&self, shard: usize, now_ns: u64) {
+        let figures = &self.shards[shard];
+        add(&figures.started, 1);
+        if add(&figures.in_flight, 1) == 0 {
+            figures.busy_since_ns.store(now_ns, Ordering::Release);
+        }
     }
 
-    pub(crate) fn end(&self, shard: usize, duration_ns: u64) {
-        increment(&self.shards[shard].ended[bucket(duration_ns)]);
+    pub(crate) fn end(&self, shard: usize, since_ns: u64, now_ns: u64) {
+        let figures = &self.shards[shard];
+        add(&figures.ended[bucket(now_ns - since_ns)], 1);
+        if add(&figures.in_flight, 1_u64.wrapping_neg()) == 1 {
+            let busy_since_ns = figures.busy_since_ns.load(Ordering::Relaxed);
+            add(&figures.busy_ns, now_ns - busy_since_ns);
+        }
     }
 
     /// What has been recorded. Ended requests are looked at first, so that none
-    /// has ended before it has begun.
-    pub(crate) fn counts(&self) -> Counts {
+    /// has ended before it has begun. How busy a shard was may be off by what
+    /// changes meanwhile.
+    pub(crate) fn counts(&self, now_ns: u64) -> Counts {
         let mut sum = Counts::default();
         for figures in &self.shards {
+            sum.busy_ns += figures.busy_ns.load(Ordering::Acquire);
+            if figures.in_flight.load(Ordering::Acquire) > 0 {
+                let since_ns = figures.busy_since_ns.load(Ordering::Acquire);
+                sum.busy_ns += now_ns.saturating_sub(since_ns);
+            }
             for (sum, count) in sum.ended.iter_mut().zip(&figures.ended) {
                 *sum += count.load(Ordering::Acquire);
             }
         }
-        let started = self.shards.iter();
-        sum.started = started
-            .map(|figures| figures.started.load(Ordering::Acquire))
-            .sum();
+        for figures in &self.shards {
+            let started = figures.started.load(Ordering::Acquire);
+            sum.started += started;
+            sum.shards += u64::from(started > 0);
+        }
         sum
     }
 }
@@ -155,14 +188,18 @@ mod tests {
     #[test]
     fn shards_add_up() {
         let watch = GuestWatch::new(2);
-        watch.begin(0);
-        watch.begin(1);
-        watch.begin(1);
-        watch.end(1, 100_000);
-        let counts = watch.counts();
+        watch.begin(0, 1_000_000);
+        watch.begin(1, 1_000_000);
+        watch.begin(1, 1_010_000);
+        watch.end(1, 1_000_000, 1_100_000);
+        let counts = watch.counts(1_200_000);
         assert_eq!(counts.started, 3);
         assert_eq!(counts.ended[bucket(100_000)], 1);
         assert_eq!(counts.ended.iter().sum::<u64>(), 1);
+        assert_eq!((counts.busy_ns, counts.shards), (400_000, 2));
+        watch.end(1, 1_010_000, 1_300_000);
+        watch.end(0, 1_000_000, 1_400_000);
+        assert_eq!(watch.counts(9_000_000).busy_ns, 700_000);
         assert!(!watch.is_wanted());
         watch.want();
         assert!(watch.is_wanted());

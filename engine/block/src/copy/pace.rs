@@ -207,9 +207,10 @@ impl Pace {
         // Ends first, so that no more have ended than have begun.
         let ended = self.ended.load(Ordering::Acquire);
         let fastest_ns = self.fastest_ns.swap(NONE, Ordering::Relaxed);
+        let now_ns = shard.now_ns();
         Seen {
-            now_ns: shard.now_ns(),
-            guest: watch.counts(),
+            now_ns,
+            guest: watch.counts(now_ns),
             copies_started: self.started.load(Ordering::Relaxed),
             copies_ended: ended,
             copied: self.copied.load(Ordering::Relaxed),
