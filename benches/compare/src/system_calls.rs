@@ -172,7 +172,7 @@ impl Counter {
     }
 
     fn detach(mut self) -> Result<BTreeMap<String, u64>, String> {
-        self.process.signal(Signal::SIGINT)?;
+        self.process.signal(Signal::SIGTERM)?;
         // It says by its status that it was a signal that ended it.
         self.process.wait()?;
         let text = std::fs::read_to_string(&self.summary)
