@@ -120,7 +120,7 @@ fn measure(
         }
         Work::Writes { depth, .. } => guest(daemon.socket(), node, depth, options)?,
     };
-    let calls = counter.detach()?;
+    let calls = counter.detach(&mut daemon)?;
     daemon.quit()?;
     let each = |(name, count)| (name, count as f64 / units);
     Ok(calls.into_iter().map(each).collect())
@@ -171,8 +171,10 @@ impl Counter {
         Ok(Self { process, summary })
     }
 
-    fn detach(mut self) -> Result<BTreeMap<String, u64>, String> {
+    fn detach(mut self, daemon: &mut Daemon) -> Result<BTreeMap<String, u64>, String> {
         self.process.signal(Signal::SIGTERM)?;
+        // It looks for signals when the daemon makes calls.
+        daemon.run("query-jobs", &json!({}))?;
         // It says by its status that it was a signal that ended it.
         self.process.wait()?;
         let text = std::fs::read_to_string(&self.summary)

@@ -71,7 +71,7 @@ const BUDGET_MIN: f64 = CHUNK_MIN / 8.0;
 /// What needs no proof with no guest about.
 const BUDGET_IDLE: f64 = 4.0 * CHUNK_GOOD;
 
-/// What a late request leaves of the budget.
+/// What a late request leaves of the budget, and a guest without pauses.
 const CUT: f64 = 0.6;
 /// While a request stands for so many targets, next to nothing is sent: what is
 /// in the queue must go first.
@@ -95,13 +95,13 @@ const SLOW_MAX: f64 = 32.0;
 /// much of the time that it pauses alone may be taken from it.
 const PAUSES: f64 = 0.6;
 /// So much more is never kept, nor made up for.
-const PRESSED_MAX_NS: f64 = 20.0 * MS as f64;
+const PRESSED_MAX_NS: f64 = 10.0 * MS as f64;
 /// Longer pauses are believed at once, shorter ones by this share each time: who has
 /// fallen behind makes none. More if next to nothing is copied: then it is somebody else
 /// who takes them.
 const BUSIER: f64 = 1.0 / 16.0;
 const BUSIER_BY_OTHERS: f64 = 1.0 / 4.0;
-/// What either leaves of the budget: there is no hurry.
+/// What slow requests leave of the budget: there is no hurry.
 const EASE: f64 = 0.85;
 /// The budget that hurt is near from this share of it up to as much beyond.
 const NEAR: f64 = 0.8;
@@ -684,7 +684,9 @@ impl Governor {
         }
         if late > 0.0 || oldest_ns > target_ns {
             self.cut(CUT);
-        } else if self.slow >= SLOW_MAX || self.pressed_ns >= PRESSED_MAX_NS {
+        } else if self.pressed_ns >= PRESSED_MAX_NS {
+            self.cut(CUT);
+        } else if self.slow >= SLOW_MAX {
             self.cut(EASE);
         } else if self.debt == 0.0 && self.slow <= 0.0 && self.pressed_ns <= 0.0 {
             let is_near = (NEAR..1.0 / NEAR).contains(&(self.budget / self.hurt));
