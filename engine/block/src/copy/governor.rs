@@ -28,6 +28,10 @@
 //! nobody else meanwhile. So the target is flushed bit by bit, as `flushes.rs` says.
 //! Whom a flush holds up says nothing of the budget.
 //!
+//! # Pauses
+//!
+//! A guest at a pace of its own must not lose all of its pauses (`pauses.rs`).
+//!
 //! # The target
 //!
 //! If nobody has given one it is learned: every few seconds the copy stands
@@ -38,6 +42,7 @@
 use crate::copy::flushes::Flushes;
 use crate::copy::guest::{BUCKETS, Counts, bucket};
 use crate::copy::measure::{Best, Distribution};
+use crate::copy::pauses::Pauses;
 
 const MS: u64 = 1_000_000;
 const KIB: f64 = 1024.0;
@@ -91,16 +96,6 @@ const GROWTH_SLOW: f64 = 0.002;
 /// requests above than below, and it is not kept.
 const SLOW_BY_MEDIAN: u64 = 6;
 const SLOW_MAX: f64 = 32.0;
-/// A guest that pauses between its requests falls behind when it cannot any more: so
-/// much of the time that it pauses alone may be taken from it.
-const PAUSES: f64 = 0.6;
-/// So much more is never kept, nor made up for.
-const PRESSED_MAX_NS: f64 = 10.0 * MS as f64;
-/// Longer pauses are believed at once, shorter ones by this share each time: who has
-/// fallen behind makes none. More if next to nothing is copied: then it is somebody else
-/// who takes them.
-const BUSIER: f64 = 1.0 / 16.0;
-const BUSIER_BY_OTHERS: f64 = 1.0 / 4.0;
 /// What slow requests leave of the budget: there is no hurry.
 const EASE: f64 = 0.85;
 /// The budget that hurt is near from this share of it up to as much beyond.
@@ -294,12 +289,7 @@ pub struct Governor {
     may_be_late: f64,
     listened_ns: Option<u64>,
     heard: [u64; BUCKETS],
-    /// How long the guest had been busy when it was listened to.
-    heard_from_ns: u64,
-    /// The share of the time that it is busy alone.
-    busy: Option<f64>,
-    /// For how much longer than it may be.
-    pressed_ns: f64,
+    pauses: Pauses,
     // The device.
     speed: Best,
     speed_from: (u64, u64),
@@ -340,9 +330,7 @@ impl Governor {
             may_be_late: LATE,
             listened_ns: None,
             heard: [0; BUCKETS],
-            heard_from_ns: seen.guest.busy_ns,
-            busy: None,
-            pressed_ns: 0.0,
+            pauses: Pauses::new(&seen),
             speed: Best::default(),
             speed_from: (now_ns, seen.copied),
             copy_ns: Best::default(),
@@ -368,7 +356,7 @@ impl Governor {
         self.hurt = f64::INFINITY;
         self.debt = 0.0;
         self.slow = 0.0;
-        self.pressed_ns = 0.0;
+        self.pauses.forgive();
     }
 
     /// What is allowed from now on.
@@ -582,7 +570,7 @@ impl Governor {
         };
         if sent.is_some_and(|sent| self.requests_ended() >= sent) {
             self.heard = [0; BUCKETS];
-            self.heard_from_ns = self.seen.guest.busy_ns;
+            self.pauses.listen(&self.seen);
             self.phase = Phase::Listening { since_ns: now_ns };
         } else if now_ns >= until_ns {
             self.listened_ns = Some(now_ns);
@@ -609,15 +597,9 @@ impl Governor {
         if self.asked_ns == 0 {
             return;
         }
-        if let Some(heard) = busy_share(&self.seen, since_ns, self.heard_from_ns) {
-            let share = if self.budget < CHUNK_MIN {
-                BUSIER_BY_OTHERS
-            } else {
-                BUSIER
-            };
-            let known = self.busy.unwrap_or(heard);
-            self.busy = Some(heard.min(known + (heard - known) * share));
-        }
+        let is_next_to_nothing_copied = self.budget < CHUNK_MIN;
+        self.pauses
+            .learn(&self.seen, since_ns, is_next_to_nothing_copied);
         self.listened_ns = Some(self.seen.now_ns);
         if self.baseline.total >= 2.0 * BASELINE_MIN {
             self.baseline.decay(BASELINE_DECAY);
@@ -652,7 +634,7 @@ impl Governor {
         let oldest_ns = self.oldest_ns();
         let earned = in_time.max((now_ns - before.now_ns) as f64 / SLOW_GUEST_NS);
         if self.target == LatencyTarget::Auto {
-            self.press(before);
+            self.pauses.press(&self.seen, before);
         }
         if self.flushes.are_seen(&self.seen) {
             if !before.is_flushing {
@@ -684,11 +666,11 @@ impl Governor {
         }
         if late > 0.0 || oldest_ns > target_ns {
             self.cut(CUT);
-        } else if self.pressed_ns >= PRESSED_MAX_NS {
+        } else if self.pauses.are_gone() {
             self.cut(CUT);
         } else if self.slow >= SLOW_MAX {
             self.cut(EASE);
-        } else if self.debt == 0.0 && self.slow <= 0.0 && self.pressed_ns <= 0.0 {
+        } else if self.debt == 0.0 && self.slow <= 0.0 && self.pauses.are_enough() {
             let is_near = (NEAR..1.0 / NEAR).contains(&(self.budget / self.hurt));
             let growth =
                 if is_near { GROWTH_SLOW } else { GROWTH_FAST } * (self.may_be_late / LATE);
@@ -708,19 +690,8 @@ impl Governor {
         self.hurt = self.budget;
         self.budget = (self.budget * leaves).max(BUDGET_MIN);
         self.slow = 0.0;
-        self.pressed_ns = 0.0;
+        self.pauses.forgive();
         self.wait_until_cleared();
-    }
-
-    /// Whether the guest has any pauses left.
-    fn press(&mut self, before: &Seen) {
-        let now = busy_share(&self.seen, before.now_ns, before.guest.busy_ns);
-        let (Some(alone), Some(now)) = (self.busy, now) else {
-            return;
-        };
-        let may_be = alone + (1.0 - alone) * PAUSES;
-        let more_ns = (now - may_be) * (self.seen.now_ns - before.now_ns) as f64;
-        self.pressed_ns = (self.pressed_ns + more_ns).clamp(-PRESSED_MAX_NS, PRESSED_MAX_NS);
     }
 
     /// Whom something else than the budget holds up now is not judged. Copies that are
@@ -739,12 +710,4 @@ impl Governor {
             self.seen.copies_started,
         ));
     }
-}
-
-/// The share of the time since then that the guest was busy, on average over the
-/// shards that it uses. None: it uses none, or no time has passed.
-fn busy_share(seen: &Seen, since_ns: u64, busy_ns: u64) -> Option<f64> {
-    let all_ns = seen.guest.shards * (seen.now_ns - since_ns);
-    let busy_ns = seen.guest.busy_ns.saturating_sub(busy_ns);
-    (all_ns > 0).then(|| (busy_ns as f64 / all_ns as f64).min(1.0))
 }

@@ -9,6 +9,7 @@ mod governor_tests;
 pub mod guest;
 mod measure;
 pub(crate) mod pace;
+mod pauses;
 pub mod pool;
 pub mod rate;
 
