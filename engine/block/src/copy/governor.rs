@@ -664,9 +664,7 @@ impl Governor {
             }
             return;
         }
-        if late > 0.0 || oldest_ns > target_ns {
-            self.cut(CUT);
-        } else if self.pauses.are_gone() {
+        if late > 0.0 || oldest_ns > target_ns || self.pauses.are_gone() {
             self.cut(CUT);
         } else if self.slow >= SLOW_MAX {
             self.cut(EASE);
