@@ -172,7 +172,8 @@ impl Counter {
     }
 
     fn detach(mut self, daemon: &mut Daemon) -> Result<BTreeMap<String, u64>, String> {
-        self.process.signal(Signal::SIGTERM)?;
+        // Those that end a comparison are blocked, in what it starts as well.
+        self.process.signal(Signal::SIGQUIT)?;
         // It looks for signals when the daemon makes calls.
         daemon.run("query-jobs", &json!({}))?;
         // It says by its status that it was a signal that ended it.
