@@ -328,6 +328,40 @@ fn a_snapshot_stays_the_same_when_the_way_to_its_disk_changes() {
 }
 
 #[test]
+fn what_a_write_waits_for_in_its_filter_is_watched() {
+    run(6, |shard| async move {
+        let mut graph = Graph::new();
+        for (name, path) in [("file", "f"), ("target", "g")] {
+            add_file(&mut graph, &shard, name, path, true).await;
+        }
+        let (_, attachment) = attach(&mut graph, &shard, "file", true).await;
+        let port = attachment.port(&shard);
+        let insertion = Insertion {
+            node_name: Some("cbw"),
+            file: "file",
+            target: "target",
+            bitmap: None,
+            scope: Scope::Everything,
+            options: copy_before_write::Options::default(),
+        };
+        graph
+            .insert_copy_before_write(&shard, &[insertion], || {})
+            .await
+            .expect("put in");
+        let super::Kind::CopyBeforeWrite { filter, .. } = &graph.nodes["cbw"].kind else {
+            panic!("it is a filter");
+        };
+        filter.guests().want();
+        let start_ns = shard.now_ns();
+        write(&port, &shard, 0, 1).await.expect("written");
+        let now_ns = shard.now_ns();
+        // Old data is read and written first: two thirds of it.
+        let busy_ns = filter.guests().counts(now_ns).busy_ns;
+        assert!(busy_ns >= (now_ns - start_ns) * 9 / 10, "{busy_ns}");
+    });
+}
+
+#[test]
 fn nothing_waits_for_old_data_that_lingers_in_memory() {
     run(5, |shard| async move {
         let mut graph = Graph::new();
