@@ -26,7 +26,7 @@
 //!
 //! A device that has to write down at the end all that its cache holds serves
 //! nobody else meanwhile. So the target is flushed bit by bit, as `flushes.rs` says.
-//! Whom a flush holds up says nothing of the budget.
+//! Whom a flush holds up says nothing of the budget, unless flushes prevail.
 //!
 //! # Pauses
 //!

@@ -112,6 +112,27 @@ async fn attach(graph: &mut Graph, shard: &Shard, node: &str, write: bool) -> (U
         .expect("it is free")
 }
 
+/// A filter `cbw` that saves the whole disk of one node to another.
+async fn insert_filter(
+    graph: &mut Graph,
+    shard: &Shard,
+    [file, target]: [&str; 2],
+    options: copy_before_write::Options,
+) {
+    let insertion = Insertion {
+        node_name: Some("cbw"),
+        file,
+        target,
+        bitmap: None,
+        scope: Scope::Everything,
+        options,
+    };
+    graph
+        .insert_copy_before_write(shard, &[insertion], || {})
+        .await
+        .expect("put in");
+}
+
 fn change(node: &str, change: Change) -> Reopening {
     Reopening {
         node: node.into(),
@@ -267,18 +288,8 @@ fn a_snapshot_stays_the_same_when_the_way_to_its_disk_changes() {
         for at in 0..4 {
             write(&port, &shard, at * 65536, 1).await.expect("written");
         }
-        let insertion = Insertion {
-            node_name: Some("cbw"),
-            file: "raw",
-            target: "copies",
-            bitmap: None,
-            scope: Scope::Everything,
-            options: copy_before_write::Options::default(),
-        };
-        graph
-            .insert_copy_before_write(&shard, &[insertion], || {})
-            .await
-            .expect("put in");
+        let options = copy_before_write::Options::default();
+        insert_filter(&mut graph, &shard, ["raw", "copies"], options).await;
         let access = NodeSpec::SnapshotAccess { file: "cbw".into() };
         graph.add(&shard, "snapshot", access).await.expect("a view");
         let (view_user, reader) = attach(&mut graph, &shard, "snapshot", false).await;
@@ -336,18 +347,8 @@ fn what_a_write_waits_for_in_its_filter_is_watched() {
         }
         let (_, attachment) = attach(&mut graph, &shard, "file", true).await;
         let port = attachment.port(&shard);
-        let insertion = Insertion {
-            node_name: Some("cbw"),
-            file: "file",
-            target: "target",
-            bitmap: None,
-            scope: Scope::Everything,
-            options: copy_before_write::Options::default(),
-        };
-        graph
-            .insert_copy_before_write(&shard, &[insertion], || {})
-            .await
-            .expect("put in");
+        let options = copy_before_write::Options::default();
+        insert_filter(&mut graph, &shard, ["file", "target"], options).await;
         let super::Kind::CopyBeforeWrite { filter, .. } = &graph.nodes["cbw"].kind else {
             panic!("it is a filter");
         };
@@ -377,18 +378,7 @@ fn nothing_waits_for_old_data_that_lingers_in_memory() {
             save_buffer: SIZE,
             ..copy_before_write::Options::default()
         };
-        let insertion = Insertion {
-            node_name: Some("cbw"),
-            file: "raw",
-            target: "target",
-            bitmap: None,
-            scope: Scope::Everything,
-            options,
-        };
-        graph
-            .insert_copy_before_write(&shard, &[insertion], || {})
-            .await
-            .expect("put in");
+        insert_filter(&mut graph, &shard, ["raw", "target"], options).await;
         let start_ns = shard.now_ns();
         write(&port, &shard, 0, 1).await.expect("written");
         graph

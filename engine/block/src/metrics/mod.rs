@@ -3,8 +3,8 @@
 //! Recording takes no lock and allocates nothing. Values are nanoseconds, with
 //! two significant digits between 1 ns and 60 s; longer ones count as 60 s.
 //!
-//! What is recorded is never forgotten: who wants to start afresh remembers a look and
-//! subtracts it from later ones.
+//! Counts never fall: who wants to start afresh remembers a look and subtracts it from
+//! later ones. Only what the clients of an export have waited for goes with the export.
 //!
 //! Classes are what the engine does; what the clients of each export wait for is
 //! recorded beside them (`clients`).
