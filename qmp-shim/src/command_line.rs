@@ -11,7 +11,7 @@
 //! | `--drive`, `--device` | ours: a disk as QEMU's system emulator knows it: [`drive`], [`device`] |
 //! | `--metrics` | ours: where latencies are given out: [`SocketAddress::parse_word`] |
 //! | `--pidfile`, `--daemonize`, `--trace`, `--help`, `--version` | the process itself |
-//! | `--shards`, `-v` | ours: how many threads do the work, how much is told |
+//! | `--shards`, `--poll`, `-v` | ours: how many threads do the work, how long they look for it, how much is told |
 //!
 //! # Two passes
 //!
@@ -24,6 +24,7 @@
 //! second one, where the first can only be seen by opening a file.
 
 use std::num::NonZeroU16;
+use std::time::Duration;
 
 use crate::blockdev::BlockdevOptions;
 use crate::error::OptionError;
@@ -61,6 +62,8 @@ use object::ObjectRequest;
 
 /// Most shards that can be asked for.
 pub const MAX_SHARDS: u16 = 1024;
+/// Longest time that a shard can be asked to look for work: a second.
+const MAX_POLL_US: u64 = 1_000_000;
 
 /// A command line that makes sense.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -73,6 +76,9 @@ pub struct CommandLine {
     pub daemonize: bool,
     /// How many threads do the work; none is left to the daemon.
     pub shards: Option<NonZeroU16>,
+    /// The longest that a thread looks for work before it sleeps; none is left to the
+    /// daemon.
+    pub poll: Option<Duration>,
     /// How many times `-v` was said.
     pub verbosity: usize,
 }
@@ -212,6 +218,10 @@ impl Parser<'_> {
                 self.line.shards = Some(shards);
                 return Ok(None);
             }
+            Ok(Read::Poll(poll)) => {
+                self.line.poll = Some(poll);
+                return Ok(None);
+            }
             Ok(Read::Help(text)) => return Ok(Some(text)),
             Err(error) => return Err(self.complain(&words, &error)),
         };
@@ -247,6 +257,7 @@ enum Read {
     Option(Opt),
     Help(String),
     Shards(NonZeroU16),
+    Poll(Duration),
     /// Nothing more: the first pass has seen to it, or there is nothing to see to.
     Nothing,
 }
@@ -270,6 +281,7 @@ fn read_option(flag: Flag, value: &str, warnings: &mut Vec<String>) -> error::Re
         Flag::Metrics => Opt::Metrics(SocketAddress::parse_word(value)?),
         Flag::Word => return Err(ArgumentError::UnexpectedWord),
         Flag::Shards => return Ok(Read::Shards(read_shards(value)?)),
+        Flag::Poll => return Ok(Read::Poll(read_poll(value)?)),
         Flag::Trace => return read_trace(value, warnings),
         Flag::Daemonize | Flag::Help | Flag::Pidfile | Flag::Verbose | Flag::Version => {
             return Ok(Read::Nothing);
@@ -283,6 +295,13 @@ fn read_shards(text: &str) -> error::Result<NonZeroU16> {
         .filter(|number| *number <= MAX_SHARDS)
         .and_then(NonZeroU16::new)
         .ok_or(ArgumentError::Shards { max: MAX_SHARDS })
+}
+
+fn read_poll(text: &str) -> error::Result<Duration> {
+    parse_u64(text)
+        .filter(|us| *us <= MAX_POLL_US)
+        .map(Duration::from_micros)
+        .ok_or(ArgumentError::Poll { max: MAX_POLL_US })
 }
 
 /// There are no trace events: each that is asked for is one that does not exist.

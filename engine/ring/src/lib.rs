@@ -33,6 +33,7 @@ pub mod file;
 pub mod lock;
 mod mailbox;
 mod op;
+mod polling;
 pub mod probe;
 pub mod remote;
 pub mod shard;

@@ -5,7 +5,7 @@
 //! Messages, completions, due timers, then ready tasks until none is left or
 //! the budget is spent; then everything queued goes to the kernel in one
 //! submission. With nothing ready the same call sleeps until a completion, a
-//! message or a deadline.
+//! message or a deadline, unless looking for them pays (`polling.rs`).
 //!
 //! # Ownership
 //!
@@ -26,6 +26,7 @@ use crate::buffer::{Arena, Buf};
 use crate::driver::Driver;
 use crate::mailbox::{Mailbox, Message};
 use crate::op::{Operation, Ops};
+use crate::polling::Polling;
 use crate::probe::Features;
 use crate::shards::Shards;
 use crate::task::{TaskId, Tasks};
@@ -59,8 +60,7 @@ struct Inner {
     mailbox: Arc<Mailbox>,
     locals: RefCell<BTreeMap<TypeId, Rc<dyn Any>>>,
     stopping: Cell<bool>,
-    /// Busy polling before sleeping.
-    poll_ns: u64,
+    polling: Polling,
 }
 
 /// A handle to the shard that the current task runs on.
@@ -163,6 +163,7 @@ pub(crate) struct Parts {
     pub(crate) set: Shards,
     pub(crate) driver: Driver,
     pub(crate) arena_bytes: usize,
+    /// The longest that it looks for work before it sleeps.
     pub(crate) poll_ns: u64,
 }
 
@@ -180,7 +181,7 @@ impl Shard {
             mailbox: Arc::clone(&registration.mailbox),
             locals: RefCell::default(),
             stopping: Cell::new(false),
-            poll_ns: parts.poll_ns,
+            polling: Polling::new(parts.poll_ns),
         });
         let weak = Rc::downgrade(&inner);
         inner.arena.register_with(Box::new(move |start, len| {
@@ -458,14 +459,12 @@ impl Shard {
     /// The thread's loop, until [`Shard::stop`]. Then every task is dropped,
     /// whatever it waits for, and what the kernel still works on is waited for.
     pub(crate) fn run(&self) {
-        let mut idle_since = None;
         while !self.inner.stopping.get() {
             self.turn(TURN_BUDGET, |_| 0);
             if self.has_work() || self.inner.stopping.get() {
-                idle_since = None;
                 self.inner.driver.borrow_mut().submit_queued();
             } else {
-                self.rest(&mut idle_since);
+                self.rest();
             }
         }
         self.tear_down();
@@ -492,27 +491,53 @@ impl Shard {
         }
     }
 
-    /// Nothing is ready: poll for a while if asked to, then sleep.
-    fn rest(&self, idle_since: &mut Option<u64>) {
-        if self.inner.poll_ns > 0 {
-            let now = monotonic_ns();
-            let since = *idle_since.get_or_insert(now);
-            if now - since < self.inner.poll_ns {
-                self.inner.driver.borrow_mut().submit_queued();
-                return;
-            }
+    /// Nothing is ready: wait until something is.
+    fn rest(&self) {
+        let since_ns = monotonic_ns();
+        let patience_ns = self.inner.polling.patience_ns();
+        if patience_ns == 0 || !self.look_for_work(since_ns + patience_ns) {
+            self.sleep();
         }
-        if self.inner.mailbox.park() {
-            let timeout = self
-                .next_deadline()
-                .map(|due| due.saturating_sub(monotonic_ns()));
-            match &mut *self.inner.driver.borrow_mut() {
-                Driver::Uring(uring) => uring.wait(timeout),
-                Driver::Sim(_) => unreachable!("the simulation runs turns, not loops"),
+        self.inner.polling.learn(monotonic_ns() - since_ns);
+    }
+
+    /// Whether there is something to do before an instant of the clock.
+    fn look_for_work(&self, until_ns: u64) -> bool {
+        let mut driver = self.inner.driver.borrow_mut();
+        let Driver::Uring(uring) = &mut *driver else {
+            unreachable!("the simulation runs turns, not loops")
+        };
+        uring.submit();
+        let timer_ns = self.next_deadline().unwrap_or(u64::MAX);
+        loop {
+            if uring.has_completions() {
+                // Those that the kernel still has to finish are finished by this.
+                uring.submit();
+                return true;
             }
-            self.inner.mailbox.unpark();
+            let now_ns = monotonic_ns();
+            if !self.inner.mailbox.is_empty() || now_ns >= timer_ns {
+                return true;
+            }
+            if now_ns >= until_ns {
+                return false;
+            }
+            std::thread::yield_now();
         }
-        *idle_since = None;
+    }
+
+    fn sleep(&self) {
+        if !self.inner.mailbox.park() {
+            return;
+        }
+        let timeout = self
+            .next_deadline()
+            .map(|due| due.saturating_sub(monotonic_ns()));
+        match &mut *self.inner.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.wait(timeout),
+            Driver::Sim(_) => unreachable!("the simulation runs turns, not loops"),
+        }
+        self.inner.mailbox.unpark();
     }
 
     /// Drops all tasks, then whatever the shard kept for them. The ring goes

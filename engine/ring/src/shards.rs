@@ -20,6 +20,10 @@ use crate::shard::{Parts, Registration, RingAddress, Shard};
 use crate::sim::World;
 use crate::uring::Uring;
 
+/// About what a core takes to wake up from sleep on a virtual machine: who looks for
+/// longer gains little more.
+pub const DEFAULT_POLL_NS: u64 = 20_000;
+
 /// How to start a set of shards.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -31,7 +35,8 @@ pub struct Config {
     pub ring_entries: u32,
     /// The most memory for buffers on each shard, in bytes.
     pub arena_bytes: usize,
-    /// Busy polling for completions before a shard sleeps, in nanoseconds.
+    /// The longest that a shard looks for work before it sleeps, in nanoseconds;
+    /// 0: it sleeps at once.
     pub poll_ns: u64,
     /// Kernel features that shall not be used.
     pub masked: Vec<Feature>,
@@ -44,7 +49,7 @@ impl Default for Config {
             pin: true,
             ring_entries: 256,
             arena_bytes: 128 << 20,
-            poll_ns: 0,
+            poll_ns: DEFAULT_POLL_NS,
             masked: Vec::new(),
         }
     }

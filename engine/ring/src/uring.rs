@@ -313,6 +313,11 @@ impl Uring {
         self.enter(1, timeout_ns);
     }
 
+    /// Whether completions have come, or are left to the next `submit` or `wait`.
+    pub(crate) fn has_completions(&mut self) -> bool {
+        self.ring.submission().taskrun() || !self.ring.completion().is_empty()
+    }
+
     /// Whether the kernel may still write the bell's counter.
     pub(crate) fn is_bell_armed(&self) -> bool {
         self.bell_armed

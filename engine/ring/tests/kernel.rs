@@ -91,6 +91,31 @@ fn every_feature_set_moves_the_same_bytes() {
     }
 }
 
+/// It looks for work for an hour at a time: who is missed is missed for good.
+#[test]
+fn a_shard_that_does_not_sleep_misses_nobody() {
+    for masked in [Vec::new(), Feature::ALL.to_vec()] {
+        let config = Config {
+            count: 2,
+            poll_ns: 3_600_000_000_000,
+            masked,
+            ..Config::default()
+        };
+        let shards = Shards::start(&config).expect("shards start");
+        let image = image(1 << 20);
+        round_trip(&shards, image.path().to_owned());
+        let set = shards.clone();
+        let answers = shards.spawn_on(0, move |shard| async move {
+            shard.sleep_ns(1_000_000).await;
+            let there = set.spawn_on(1, |shard| async move { shard.index() });
+            let helper = shard.blocking(|| 7).await;
+            (there.await, helper)
+        });
+        assert_eq!(answers.wait(), Ok((Ok(1), 7)));
+        shards.stop();
+    }
+}
+
 #[test]
 fn a_full_submission_queue_is_an_ordinary_event() {
     let image = image(1 << 20);

@@ -381,6 +381,12 @@ pub enum ArgumentError {
     /// Metrics are asked for at two places.
     #[error("Metrics are served already")]
     MetricsServed,
+    /// A time of looking for work that is none.
+    #[error("The time must be from 0 to {max} microseconds")]
+    Poll {
+        /// Longest time.
+        max: u64,
+    },
     /// A number of shards that is none.
     #[error("The number of shards must be from 1 to {max}")]
     Shards {

@@ -15,6 +15,7 @@ pub(super) enum Flag {
     NbdServer,
     Object,
     Pidfile,
+    Poll,
     Shards,
     Trace,
     Verbose,
@@ -59,6 +60,7 @@ const OURS: &[Long] = &[
     long("device", true, Flag::Device),
     long("drive", true, Flag::Drive),
     long("metrics", true, Flag::Metrics),
+    long("poll", true, Flag::Poll),
     long("shards", true, Flag::Shards),
 ];
 
@@ -259,6 +261,8 @@ mod tests {
         assert_eq!(run("--d").unwrap()[0].0, Flag::Daemonize);
         assert_eq!(run("--dr x").unwrap()[0].0, Flag::Drive);
         assert_eq!(run("--dev x").unwrap()[0].0, Flag::Device);
+        assert_eq!(run("--p x").unwrap()[0].0, Flag::Pidfile);
+        assert_eq!(run("--po 3").unwrap()[0].0, Flag::Poll);
         assert_eq!(run("--s 3").unwrap()[0].0, Flag::Shards);
     }
 

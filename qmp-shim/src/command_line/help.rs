@@ -32,6 +32,8 @@ The process:
   --pidfile FILE         write the process's number to a file
   --daemonize            go into the background when everything is made
   --shards N             how many threads do the work
+  --poll US              microseconds that a thread at most looks for work before
+                         it sleeps, as long as that pays; 0 for never
   -T, --trace PATTERN    trace events
   -v                     tell more; may be repeated
   -h, --help             this text

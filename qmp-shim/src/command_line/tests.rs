@@ -62,6 +62,8 @@ fn options_keep_their_order_and_their_words() {
         "--daemonize",
         "--shards",
         "4",
+        "--poll",
+        "0",
         "-vv",
         "-T",
         "block_*",
@@ -89,6 +91,7 @@ fn options_keep_their_order_and_their_words() {
     assert_eq!(line.pidfile.as_deref(), Some("p"));
     assert!(line.daemonize);
     assert_eq!(line.shards.map(NonZeroU16::get), Some(4));
+    assert_eq!(line.poll, Some(Duration::ZERO));
     assert_eq!(line.verbosity, 2);
 }
 
@@ -166,6 +169,11 @@ fn what_is_ours_is_checked() {
     for number in ["0", "-1", "1025", "x", "", "65537"] {
         let wanted = format!("rb: --shards {number}: {shards}");
         assert_eq!(error(&["--shards", number]), wanted);
+    }
+    let poll = "The time must be from 0 to 1000000 microseconds";
+    for time in ["-1", "1000001", "x", ""] {
+        let wanted = format!("rb: --poll {time}: {poll}");
+        assert_eq!(error(&["--poll", time]), wanted);
     }
     assert_eq!(error(&["--", "x"]), "rb: x: Unexpected argument");
     assert_eq!(error(&["--", "--help"]), "rb: --help: Unexpected argument");
@@ -706,7 +714,7 @@ proptest! {
     fn any_argument_is_an_option_or_an_error(
         option in prop::sample::select(vec![
             "--chardev", "--monitor", "--object", "--nbd-server", "--export", "--drive",
-            "--device", "--trace", "--shards", "--metrics",
+            "--device", "--trace", "--shards", "--metrics", "--poll",
         ]),
         argument in word(),
     ) {

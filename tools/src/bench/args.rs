@@ -14,7 +14,7 @@ use ringback_block::job::backup;
 use ringback_qmp_shim::size::parse_size;
 use ringback_ring::file::Cache;
 use ringback_ring::probe::Feature;
-use ringback_ring::shards::{Config, MAX_SHARDS, available_cores};
+use ringback_ring::shards::{Config, DEFAULT_POLL_NS, MAX_SHARDS, available_cores};
 use serde_json::{Value, json};
 
 use super::load::AccessOrder;
@@ -143,8 +143,8 @@ pub(crate) struct Args {
     /// Submission queue entries of each ring
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=32_768), help_heading = "Engine")]
     pub(crate) ring_entries: u32,
-    /// Busy polling before a shard sleeps, in microseconds
-    #[arg(long, value_name = "US", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=1_000_000), help_heading = "Engine")]
+    /// The longest that a shard looks for work before it sleeps, in microseconds
+    #[arg(long, value_name = "US", default_value_t = DEFAULT_POLL_NS / 1000, value_parser = clap::value_parser!(u64).range(0..=1_000_000), help_heading = "Engine")]
     pub(crate) poll: u64,
     /// Kernel feature not to be used; may be repeated
     #[arg(long, value_name = "FEATURE", help_heading = "Engine")]

@@ -154,6 +154,9 @@ fn serve(program: &str, line: &CommandLine) -> Result<ExitCode, String> {
     if let Some(count) = line.shards {
         config.count = count.get().into();
     }
+    if let Some(poll) = line.poll {
+        config.poll_ns = u64::try_from(poll.as_nanos()).expect("at most a second");
+    }
     let shards = Shards::start(&config).map_err(|error| format!("{program}: {error}"))?;
     let address = Address::new(&shards);
     let started = start(program, line, &shards, &address);
