@@ -2,7 +2,8 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -28,6 +29,8 @@ pub(super) struct Stage {
     /// Of the disk since it was filled.
     history: RefCell<Arc<History>>,
     pub(super) systems: Vec<System>,
+    /// Before each run.
+    pause: Duration,
     extension: Option<Value>,
 }
 
@@ -51,6 +54,7 @@ impl Stage {
         let mut stage = Self {
             history: RefCell::new(Arc::new(History::new(options.size))),
             systems: vec![System::Ringback(options.ringback.clone())],
+            pause: options.pause.unwrap_or_default(),
             extension: options.extension.clone(),
             place,
             disk,
@@ -153,7 +157,10 @@ impl Stage {
     /// Lets the disk come to rest.
     pub(super) fn rest(&self) -> Result<(), String> {
         self.target.settle()?;
-        self.disk.settle()
+        self.disk.settle()?;
+        // For nothing that could be waited for: what the device does is its own affair.
+        sleep(self.pause);
+        Ok(())
     }
 
     /// The arguments of a backup with so many workers.
