@@ -297,8 +297,14 @@ impl Uring {
         }
     }
 
-    /// Gives what is queued to the kernel without waiting.
+    /// Gives what is queued to the kernel without waiting, and lets it finish what it
+    /// has left to the next call.
     pub(crate) fn submit(&mut self) {
+        let queue = self.ring.submission();
+        if queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+            return;
+        }
+        drop(queue);
         self.enter(0, None);
         if !self.backlog.is_empty() {
             self.push_backlog();
