@@ -399,3 +399,40 @@ impl Port {
         passage.path.extent(shard, span).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ringback_ring::sim::Sim;
+
+    use crate::graph::{Access, Graph, NodeSpec};
+
+    /// The memory of a request's task is asked for and filled each time. What is rare, or
+    /// of one format only, has to be boxed.
+    #[test]
+    fn reads_and_writes_are_small() {
+        let mut sim = Sim::new(1, 1);
+        let sizes = sim.shards().spawn_on(0, |shard| async move {
+            let mut graph = Graph::new();
+            let null = NodeSpec::Null {
+                size: 1 << 20,
+                latency_ns: 0,
+                read_zeroes: true,
+            };
+            graph.add(&shard, "disk", null).await.expect("a disk");
+            let access = Access {
+                read: true,
+                write: true,
+                ..Access::default()
+            };
+            let attached = graph.attach(&shard, "disk", "guest", access).await;
+            let (_, attachment) = attached.expect("it is free");
+            let port = attachment.port(&shard);
+            let read = port.read(&shard, 0, shard.buffer_now(512), 0..512);
+            let write = port.write(&shard, 0, shard.buffer_now(512), 0..512);
+            [size_of_val(&read), size_of_val(&write)]
+        });
+        for size in sim.run(&sizes).expect("it ends") {
+            assert!(size <= 2560, "{size} bytes");
+        }
+    }
+}

@@ -93,7 +93,8 @@ impl Storage {
         let wide = span.widen(self.unit);
         let bounce = shard.buffer_now(in_memory(wide.len));
         let whole = 0..in_memory(wide.len);
-        let (result, bounce) = self.protocol.read(shard, wide.offset, bounce, whole).await;
+        let widened = self.protocol.read(shard, wide.offset, bounce, whole);
+        let (result, bounce) = Box::pin(widened).await;
         if result.is_ok() {
             let start = in_memory(span.offset - wide.offset);
             buf[window.clone()].copy_from_slice(&bounce[start..start + window.len()]);
@@ -129,10 +130,8 @@ impl Storage {
             let _turn = self.in_flight.enter_shared(shard, span).await;
             return self.protocol.write(shard, span.offset, buf, window).await;
         }
-        let result = self
-            .write_widened(shard, span, |bytes| bytes.copy_from_slice(&buf[window]))
-            .await;
-        (result, buf)
+        let widened = self.write_widened(shard, span, |bytes| bytes.copy_from_slice(&buf[window]));
+        (Box::pin(widened).await, buf)
     }
 
     /// Read, modify, write on whole units, alone on them.

@@ -17,10 +17,13 @@ use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::task::Poll;
+use std::task::{Context, Poll};
+
+use pin_project_lite::pin_project;
 
 use crate::buffer::{Arena, Buf};
 use crate::driver::Driver;
@@ -326,11 +329,7 @@ impl Shard {
         let task = Task {
             state: Rc::clone(&state),
         };
-        self.inner.tasks.spawn(Box::pin(async move {
-            let value = future.await;
-            *state.value.borrow_mut() = Some(value);
-            state.ended.wake_all();
-        }));
+        self.inner.tasks.spawn(Box::pin(Run { future, state }));
         task
     }
 
@@ -573,6 +572,28 @@ fn monotonic_ns() -> u64 {
 struct TaskState<T> {
     value: RefCell<Option<T>>,
     ended: LocalQueue,
+}
+
+pin_project! {
+    /// A future whose value goes to its [`Task`]. An `async` block would hold the future
+    /// twice: as what it was given and as what it waits for.
+    struct Run<F: Future> {
+        #[pin]
+        future: F,
+        state: Rc<TaskState<F::Output>>,
+    }
+}
+
+impl<F: Future> Future for Run<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        this.future.poll(cx).map(|value| {
+            *this.state.value.borrow_mut() = Some(value);
+            this.state.ended.wake_all();
+        })
+    }
 }
 
 /// A task's result, as a future on the same shard.

@@ -20,9 +20,9 @@ use crate::shard::{Parts, Registration, RingAddress, Shard};
 use crate::sim::World;
 use crate::uring::Uring;
 
-/// About what a core takes to wake up from sleep on a virtual machine: who looks for
-/// longer gains little more.
-pub const DEFAULT_POLL_NS: u64 = 20_000;
+/// Longer than the waits for a fast device with what a core takes to wake up, which is
+/// measured as a part of them.
+pub const DEFAULT_POLL_NS: u64 = 50_000;
 
 /// How to start a set of shards.
 #[derive(Clone, Debug)]

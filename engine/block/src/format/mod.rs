@@ -2,6 +2,9 @@
 //!
 //! A format says where a range lives and makes room for a write; an [`Image`]
 //! is a format in use, above its file and, for some, a backing file.
+//!
+//! What qcow2 does with a request is boxed: its futures are large, and would make a
+//! raw disk's requests as large.
 
 pub mod qcow2;
 mod raw;
@@ -105,7 +108,7 @@ impl Image {
                 file.read(shard, raw.place(span), buf, window).await
             }
             Self::Qcow2 { image, backing } => {
-                image.read(shard, backing.as_ref(), span, buf, window).await
+                Box::pin(image.read(shard, backing.as_ref(), span, buf, window)).await
             }
         }
     }
@@ -123,9 +126,7 @@ impl Image {
                 file.write(shard, raw.place(span), buf, window).await
             }
             Self::Qcow2 { image, backing } => {
-                image
-                    .write(shard, backing.as_ref(), span, buf, window)
-                    .await
+                Box::pin(image.write(shard, backing.as_ref(), span, buf, window)).await
             }
         }
     }
@@ -139,9 +140,7 @@ impl Image {
         match self {
             Self::Raw { raw, file } => file.write_zeroes(shard, raw.place(span), flags).await,
             Self::Qcow2 { image, backing } => {
-                image
-                    .write_zeroes(shard, backing.as_ref(), span, flags)
-                    .await
+                Box::pin(image.write_zeroes(shard, backing.as_ref(), span, flags)).await
             }
         }
     }
@@ -154,14 +153,16 @@ impl Image {
     ) -> IoResult<()> {
         match self {
             Self::Raw { .. } => Err(Errno::EOPNOTSUPP),
-            Self::Qcow2 { image, .. } => image.write_compressed(shard, span, bytes).await,
+            Self::Qcow2 { image, .. } => Box::pin(image.write_compressed(shard, span, bytes)).await,
         }
     }
 
     pub(crate) async fn discard(&self, shard: &Shard, span: Span) -> IoResult<()> {
         match self {
             Self::Raw { raw, file } => file.discard(shard, raw.place(span)).await,
-            Self::Qcow2 { image, backing } => image.discard(shard, backing.as_ref(), span).await,
+            Self::Qcow2 { image, backing } => {
+                Box::pin(image.discard(shard, backing.as_ref(), span)).await
+            }
         }
     }
 
@@ -172,14 +173,16 @@ impl Image {
                 file.event(shard, Event::FlushToDisk).await;
                 file.flush(shard).await
             }
-            Self::Qcow2 { image, .. } => image.flush(shard).await,
+            Self::Qcow2 { image, .. } => Box::pin(image.flush(shard)).await,
         }
     }
 
     pub(crate) async fn extent(&self, shard: &Shard, span: Span) -> IoResult<Extent> {
         match self {
             Self::Raw { raw, file } => file.extent(shard, raw.place(span)).await,
-            Self::Qcow2 { image, backing } => image.extent(shard, backing.as_ref(), span).await,
+            Self::Qcow2 { image, backing } => {
+                Box::pin(image.extent(shard, backing.as_ref(), span)).await
+            }
         }
     }
 

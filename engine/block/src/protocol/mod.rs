@@ -46,7 +46,7 @@ impl Protocol {
         match self {
             Self::File(file) => file.read(shard, offset, buf, window).await,
             Self::Null(null) => null.read(shard, buf, window).await,
-            Self::Nbd(nbd) => nbd.read(shard, offset, buf, window).await,
+            Self::Nbd(nbd) => Box::pin(nbd.read(shard, offset, buf, window)).await,
         }
     }
 
@@ -61,7 +61,7 @@ impl Protocol {
         match self {
             Self::File(file) => file.write(shard, offset, buf, window).await,
             Self::Null(null) => (null.pause(shard).await, buf),
-            Self::Nbd(nbd) => nbd.write(shard, offset, buf, window).await,
+            Self::Nbd(nbd) => Box::pin(nbd.write(shard, offset, buf, window)).await,
         }
     }
 

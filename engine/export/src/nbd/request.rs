@@ -151,6 +151,8 @@ impl Worker<'_> {
         outcome
     }
 
+    /// Everything but a read or a write is boxed: it is rare, and would make each request's
+    /// task large.
     async fn answer(&self, request: &Request, payload: Payload) -> Result<Outcome, Failure> {
         let span = Span::new(request.offset, request.len);
         let is_forced = request.flags & flag::FUA != 0;
@@ -162,14 +164,14 @@ impl Worker<'_> {
                     .await
             }
             command::FLUSH => {
-                let flushed = self.port.flush(self.shard).await;
+                let flushed = Box::pin(self.port.flush(self.shard)).await;
                 flushed.map_err(failed("flush failed"))?;
                 Ok(Outcome::Done)
             }
             command::TRIM => {
                 let trimmed = match span.is_empty() {
                     true => Ok(()),
-                    false => self.port.discard(self.shard, span).await,
+                    false => Box::pin(self.port.discard(self.shard, span)).await,
                 };
                 self.settle(trimmed, is_forced, "discard failed").await
             }
@@ -180,17 +182,17 @@ impl Worker<'_> {
                 };
                 let zeroed = match span.is_empty() {
                     true => Ok(()),
-                    false => self.port.write_zeroes(self.shard, span, flags).await,
+                    false => Box::pin(self.port.write_zeroes(self.shard, span, flags)).await,
                 };
                 self.settle(zeroed, is_forced, "writing to file failed")
                     .await
             }
             command::CACHE => {
-                let read = self.read_for_nobody(span).await;
+                let read = Box::pin(self.read_for_nobody(span)).await;
                 read.map_err(failed("caching data failed"))?;
                 Ok(Outcome::Done)
             }
-            command::BLOCK_STATUS => self.status(request, payload).await,
+            command::BLOCK_STATUS => Box::pin(self.status(request, payload)).await,
             kind => Err(Failure::invalid(format!(
                 "invalid request type ({kind}) received"
             ))),
@@ -204,7 +206,7 @@ impl Worker<'_> {
         is_forced: bool,
     ) -> Result<Outcome, Failure> {
         if is_forced {
-            let flushed = self.port.flush(self.shard).await;
+            let flushed = Box::pin(self.port.flush(self.shard)).await;
             flushed.map_err(failed("flush failed"))?;
         }
         if span.is_empty() {
@@ -240,7 +242,8 @@ impl Worker<'_> {
     ) -> Result<Outcome, Failure> {
         changed.map_err(failed(text))?;
         if is_forced || self.export.is_writethrough {
-            self.port.flush(self.shard).await.map_err(failed(text))?;
+            let flushed = Box::pin(self.port.flush(self.shard)).await;
+            flushed.map_err(failed(text))?;
         }
         Ok(Outcome::Done)
     }
