@@ -63,7 +63,7 @@ use object::ObjectRequest;
 /// Most shards that can be asked for.
 pub const MAX_SHARDS: u16 = 1024;
 /// Longest time that a shard can be asked to look for work: a second.
-const MAX_POLL_US: u64 = 1_000_000;
+pub const MAX_POLL_US: u64 = 1_000_000;
 
 /// A command line that makes sense.
 #[derive(Debug, Clone, Default, PartialEq)]

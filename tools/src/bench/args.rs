@@ -11,6 +11,7 @@ use ringback_block::filter::copy_before_write::{
     self, CLUSTER_SIZE_DEFAULT, CLUSTER_SIZE_MAX, CbwError, OnCbwError,
 };
 use ringback_block::job::backup;
+use ringback_qmp_shim::command_line::MAX_POLL_US;
 use ringback_qmp_shim::size::parse_size;
 use ringback_ring::file::Cache;
 use ringback_ring::probe::Feature;
@@ -144,7 +145,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=32_768), help_heading = "Engine")]
     pub(crate) ring_entries: u32,
     /// The longest that a shard looks for work before it sleeps, in microseconds
-    #[arg(long, value_name = "US", default_value_t = DEFAULT_POLL_NS / 1000, value_parser = clap::value_parser!(u64).range(0..=1_000_000), help_heading = "Engine")]
+    #[arg(long, value_name = "US", default_value_t = DEFAULT_POLL_NS / 1000, value_parser = clap::value_parser!(u64).range(0..=MAX_POLL_US), help_heading = "Engine")]
     pub(crate) poll: u64,
     /// Kernel feature not to be used; may be repeated
     #[arg(long, value_name = "FEATURE", help_heading = "Engine")]

@@ -65,8 +65,8 @@ pub(crate) struct Options {
         default_value_if("quick", "true", "0.3")
     )]
     pub(super) seconds: Duration,
-    /// Seconds of rest before each run: a disk that has been written a lot may stall now
-    /// and then, for a while, whoever uses it
+    /// Seconds of rest before each run, but for incremental: a disk that has been written a
+    /// lot may stall now and then, for a while, whoever uses it
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub(super) pause: Option<Duration>,
     /// How qemu-storage-daemon does its I/O: auto tries each and takes the best, but for
