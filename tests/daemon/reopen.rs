@@ -5,7 +5,6 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use ringback_tests::needs::{Need, needs};
 use ringback_tests::scratch::Scratch;
@@ -110,20 +109,6 @@ fn modes(pid: u32, path: &Path) -> Vec<u32> {
     modes
 }
 
-/// Waits until a process has the file open in this mode and in no other: another shard
-/// may let go of the descriptor that was replaced a moment after the answer.
-fn wait_for_mode(pid: u32, path: &Path, mode: u32) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        let modes = modes(pid, path);
-        if modes == [mode] {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{modes:?}, not {mode}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
 /// What `qemu-io` says when it opens an image; empty if it can.
 fn opening(directory: &Path, words: &[&str]) -> String {
     let ran = Command::new("qemu-io")
@@ -176,7 +161,7 @@ fn files_locks_and_bitmaps_follow_read_only() {
         assert_eq!(nodes[1]["ro"], nodes[0]["ro"]);
         assert_eq!(nodes[0]["dirty-bitmaps"][0]["count"], 65536);
         if is_read_only {
-            wait_for_mode(daemon.pid(), &path, 0);
+            assert_eq!(modes(daemon.pid(), &path), [0]);
             assert_eq!(bitmap_flags(directory), json!(["auto"]));
             assert_eq!(opening(directory, &["-r"]), "");
             let refused = opening(directory, &[]);
@@ -185,7 +170,7 @@ fn files_locks_and_bitmaps_follow_read_only() {
                 "{refused}"
             );
         } else {
-            wait_for_mode(daemon.pid(), &path, 2);
+            assert_eq!(modes(daemon.pid(), &path), [2]);
             assert_eq!(bitmap_flags(directory), json!(["in-use", "auto"]));
             let refused = opening(directory, &["-r"]);
             let text = "Failed to get shared \"write\" lock";
@@ -194,6 +179,7 @@ fn files_locks_and_bitmaps_follow_read_only() {
     }
     daemon.ask("blockdev-del", &json!({ "node-name": "q" }));
     daemon.ask("blockdev-del", &json!({ "node-name": "f" }));
+    assert_eq!(modes(daemon.pid(), &path), [0; 0]);
     assert_eq!(bitmap_flags(directory), json!(["auto"]));
     qemu_img(directory, &["check", "q.qcow2"]);
 }

@@ -298,6 +298,16 @@ impl Shards {
         results
     }
 
+    /// Waits until every shard has done what it had been told to do before this call: let
+    /// go of a file that nobody has any more, for instance.
+    ///
+    /// # Panics
+    ///
+    /// If the set is stopped meanwhile.
+    pub async fn catch_up(&self) {
+        self.on_each(|_| async {}).await;
+    }
+
     /// Ends every shard once its operations in flight have ended, and waits for
     /// the threads. Tasks that still wait are dropped. Never on a shard.
     pub fn stop(&self) {

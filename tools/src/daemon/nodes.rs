@@ -118,7 +118,14 @@ impl Control {
         if let Err(error) = self.graph.release(&self.shard, name).await {
             tracing::error!("{}", reason(error));
         }
+        self.unused_files_are_closed().await;
         self.forget_gone_nodes();
+    }
+
+    /// Whoever unmounts a file system or deletes a device as soon as he has his answer
+    /// must not find it busy.
+    pub(super) async fn unused_files_are_closed(&self) {
+        self.shard.set().catch_up().await;
     }
 
     /// At the end: every image is written and closed.

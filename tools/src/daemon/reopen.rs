@@ -131,6 +131,7 @@ impl Control {
         let result = self.graph.reopen(&self.shard, &list).await;
         self.let_jobs_go_on(&paused);
         self.step().await;
+        self.unused_files_are_closed().await;
         result.map_err(|error| generic(reason(error)))?;
         self.learn_options(queue, &list).await;
         Ok(json!({}))
