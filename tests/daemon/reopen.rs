@@ -100,8 +100,7 @@ fn modes(pid: u32, path: &Path) -> Vec<u32> {
         }
         let number = descriptor.file_name().expect("a number").to_string_lossy();
         let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}"));
-        // Closed since it was listed.
-        let Ok(info) = info else { continue };
+        let info = info.expect("its state");
         let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
         let flags = u32::from_str_radix(flags.expect("flags").trim(), 8).expect("octal");
         modes.push(flags & 3);
